@@ -135,7 +135,7 @@ def _peak(model: Model, method: Settings, tokens: int, device: Device) -> str:
 
 
 def _trained(base: Base, method: Settings) -> int:
-    return trainable_parameters(method, {name: (each.num_layers, each, False) for name, each in base.stacks.items()})
+    return trainable_parameters(method, base.stacks)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from typing import Any
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
-from nemo_launcher.adapters.sites import Action, Site
+from nemo_launcher.adapters.sites import Action, Site, absent_sites
+from nemo_launcher.megatron.experts import FrozenExperts
 from nemo_launcher.megatron.self_attention import KeyValueScaling
 
 Projected = tuple[Tensor, Tensor | None]
@@ -17,8 +18,14 @@ Projected = tuple[Tensor, Tensor | None]
 
 
 def has_site(layer: TransformerLayer, site: Site) -> bool:
-    """Return whether a layer has a site: only T5 decoder layers have cross-attention."""
-    return not site.is_cross or isinstance(layer.cross_attention, KeyValueScaling)
+    """Return whether a layer has a site: only T5 decoders have cross-attention, and experts have no inner sites."""
+    has_cross_attention = isinstance(layer.cross_attention, KeyValueScaling)
+    return site not in absent_sites(has_cross_attention=has_cross_attention, has_experts=has_experts(layer))
+
+
+def has_experts(layer: TransformerLayer) -> bool:
+    """Return whether a layer has several feed-forwards instead of one."""
+    return isinstance(layer.mlp, FrozenExperts)
 
 
 def attach(layer: TransformerLayer, site: Site, name: str, adapter: nn.Module) -> Callable[[], object]:
@@ -48,7 +55,8 @@ def _use(layer: TransformerLayer, owner: Any, site: Site, adapter: nn.Module) ->
     if site.action is Action.REPLACE:
         owner.scalings[site.target] = adapter
         return lambda: owner.scalings.pop(site.target)
-    target = layer.get_submodule(site.target)
+    whole = site is Site.MLP_OUTPUT and has_experts(layer)
+    target = layer.mlp if whole else layer.get_submodule(site.target)
     if site.action is Action.ADD:
         return _add_to_output(target, adapter)
     if site.action is Action.BESIDE:

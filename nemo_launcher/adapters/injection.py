@@ -13,10 +13,10 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from nemo_launcher.adapters import splitting
-from nemo_launcher.adapters.hooks import attach, has_site
+from nemo_launcher.adapters.hooks import attach, has_experts, has_site
 from nemo_launcher.adapters.registry import AdapterMethod, method_of, settings_of
 from nemo_launcher.adapters.settings import Placement, Settings, Split
-from nemo_launcher.adapters.sites import Site
+from nemo_launcher.adapters.sites import INSIDE_FEED_FORWARD, Site
 from nemo_launcher.config.layers import described
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.frozen_model import FrozenModel
@@ -48,9 +48,10 @@ class AdapterSet:
     """All adapters of one method in one model.
 
     adapters: modules by NeMo's state-dict key, `<path of the layers>.N[.self_attention|.inter_attention|.mlp]:NAME`
-    (families.stacks), in the layers that the settings choose. places: where they act, by the same keys. Only the
-    adapters' parameters require gradients. attached: False leaves the model unchanged, for adapters that are only
-    inspected. Raises UserError if the model lacks a layer that the settings choose.
+    (families.stacks), in the layers that the settings choose. places: where they act, by the same keys. absent: names
+    of those that a mixture of experts lacks. Only the adapters' parameters require gradients. attached: False leaves
+    the model unchanged, for adapters that are only inspected. Raises UserError if the model lacks a layer that the
+    settings choose, or, as a mixture of experts, a projection.
     """
 
     def __init__(
@@ -64,12 +65,18 @@ class AdapterSet:
         self._places: list[tuple[TransformerLayer, Placement, nn.Module]] = []
         self._detach: list[Callable[[], object]] = []
         self._model = model
+        self.absent: list[str] = []
         self._left_out: dict[str, frozenset[int]] = {}  # path of a stack's layers -> the layers without adapters
         self.sequence_parallel = bool(getattr(getattr(model, "config", None), "sequence_parallel", False))
         seed = whole(config, "seed") or 0
         stacks = family_of_model(model).stacks(model, shape)
         counts = {stack.name: stack.shape.num_layers for stack in stacks}
-        problems = self.settings.layer_problems(counts, f"model.{self.method.block}.layers")
+        block = f"model.{self.method.block}"
+        problems = self.settings.layer_problems(counts, f"{block}.layers")
+        if any(has_experts(layer) for stack in stacks for layer in stack.layers):
+            problems += self.settings.expert_problems(block)
+            inner = (placement for placement in self.settings.placements() if placement.site in INSIDE_FEED_FORWARD)
+            self.absent = [placement.name for placement in inner]
         if problems:
             raise UserError(problems)
         self._ends_backward = not self._trains_earlier(stacks)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, TypeVar
 
-from nemo_launcher.adapters.sites import Site
+from nemo_launcher.adapters.sites import Site, absent_sites
 from nemo_launcher.config.constraints import Bounds
 from nemo_launcher.config.layers import WithLayers, chosen_layers, comparable, range_problems, stack_problems
 from nemo_launcher.config.load import load_checked
@@ -130,6 +130,10 @@ class Settings(WithLayers, abc.ABC):
         """Return a problem if a base lacks the selected layers. counts: layers of each stack; where: of `layers`."""
         return stack_problems(self.layers, len(counts), where) or range_problems(self.layers, counts, where)
 
+    def expert_problems(self, where: str) -> list[Problem]:
+        """Return the settings that a mixture of experts cannot have; where: the section of the settings."""
+        return []
+
     def wrong(self, tensor_parallel_size: int) -> list[Wrong]:
         """Return the settings that contradict each other or cannot be split over the ranks."""
         return []
@@ -144,17 +148,19 @@ class Settings(WithLayers, abc.ABC):
         return next((placement.splits for placement in cls.PLACEMENTS if placement.name == name), {})
 
 
-def trainable_parameters(settings: Settings, stacks: Mapping[str, tuple[int, LayerSizes, bool]]) -> int:
+def trainable_parameters(settings: Settings, stacks: Mapping[str, LayerSizes], *, has_experts: bool = False) -> int:
     """Return the number of parameters that a method trains in a model.
 
-    stacks: for each stack the number of layers, their sizes, and whether they have cross-attention.
+    stacks: the sizes of each stack; the decoder of two has cross-attention. has_experts: whether layers have several
+    feed-forwards.
     """
-    return sum(
-        len(settings.chosen_layers(name, num_layers)) * settings.num_parameters(placement.site, sizes)
-        for name, (num_layers, sizes, has_cross_attention) in stacks.items()
-        for placement in settings.placements()
-        if has_cross_attention or not placement.site.is_cross
-    )
+    count = 0
+    for name, sizes in stacks.items():
+        absent = absent_sites(has_cross_attention=len(stacks) > 1 and name == "decoder", has_experts=has_experts)
+        sites = [placement.site for placement in settings.placements() if placement.site not in absent]
+        layers = len(settings.chosen_layers(name, sizes.num_layers))
+        count += layers * sum(settings.num_parameters(site, sizes) for site in sites)
+    return count
 
 
 def divided(key: str, size: int, ranks: int) -> list[Wrong]:

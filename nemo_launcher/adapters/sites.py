@@ -128,3 +128,13 @@ class Site(enum.Enum):
     def is_cross(self) -> bool:
         """Whether only layers with cross-attention have this site."""
         return "cross_attention" in (self.module_path, self.target.partition(".")[0])
+
+
+INSIDE_FEED_FORWARD = frozenset((Site.MLP_ACTIVATION, Site.LINEAR_FC1, Site.LINEAR_FC2))
+"""The sites that layers with experts lack."""
+
+
+def absent_sites(*, has_cross_attention: bool, has_experts: bool) -> frozenset[Site]:
+    """Return the sites that a layer lacks."""
+    cross = frozenset[Site]() if has_cross_attention else frozenset(site for site in Site if site.is_cross)
+    return cross | INSIDE_FEED_FORWARD if has_experts else cross

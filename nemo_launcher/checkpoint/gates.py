@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 # The name that layouts give the second matrix of NeMo's MLP (dense_h_to_4h_2); the model joins it to the first.
-UP_PROJECTION = "mlp.linear_fc1_up."
-_JOINED = "mlp.linear_fc1."
+_JOINED, _UP = "linear_fc1.", "linear_fc1_up."
+UP_PROJECTION = f"mlp.{_UP}"
 
 
 def up_projection_of(name: str) -> str:
     """Return the name of a gate's up-projection; other names are returned unchanged."""
-    return name.replace(_JOINED, UP_PROJECTION)
+    return name.replace(_JOINED, _UP)
 
 
 def split_gates(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -80,7 +80,8 @@ _STACK: dict[str, Kind] = {
     "relative_position_bias_self_attention_only": _FLAG,
     **dict.fromkeys(("relative_attention_num_buckets", "relative_attention_max_distance"), _TOKENS),
     **dict.fromkeys(("hidden_dropout", "attention_dropout", "ffn_dropout"), _PROBABILITY),
-    "num_moe_experts": _whole(1, MAX_WIDTH),
+    **dict.fromkeys(("num_moe_experts", "moe_router_topk"), _whole(1, MAX_WIDTH)),
+    "moe_router_pre_softmax": _FLAG,
     "num_self_attention_per_cross_attention": _whole(1, MAX_LAYERS),
 }
 _MODEL: dict[str, Kind] = {

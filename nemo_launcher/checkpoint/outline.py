@@ -40,6 +40,10 @@ class StackSizes:
     """The dimension of a head."""
     gated: bool
     """Whether the feed-forward has a gate."""
+    experts: int = 1
+    """The number of feed-forwards of a layer."""
+    experts_per_token: int = 1
+    """The number of feed-forwards that a token uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,15 @@ def stack_sizes(section: Section) -> StackSizes:
         num_query_groups=1 if multiquery else whole(section, "num_query_groups") or heads,
         kv_channels=whole(section, "kv_channels") or hidden // heads,
         gated=str(section.get("activation")).endswith("glu"),
+        experts=whole(section, "num_moe_experts") or 1,
+        experts_per_token=experts_per_token(section),
     )
+
+
+def experts_per_token(section: Section) -> int:
+    """Return the number of feed-forwards that a token uses, by default Megatron-core's."""
+    has_experts = (whole(section, "num_moe_experts") or 1) > 1
+    return whole(section, "moe_router_topk") or 2 if has_experts else 1
 
 
 def _compressed_outline(path: Path) -> Outline | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from nemo_launcher.checkpoint.architectures.registry import KINDS
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.hf_architectures import architecture_of
 from nemo_launcher.checkpoint.norms import norm_weight
@@ -145,13 +146,25 @@ class SourceModel:
             self._build(number)
         first = f"{prefix}.0."
         names = {name: name.replace(first, f"{prefix}.{number}.", 1) for name in self._all if name.startswith(first)}
-        self._load({name: theirs for name, theirs in names.items() if theirs in self.source.tensors})
+        self._load({name: theirs for name, theirs in names.items() if self._has(theirs)})
         layer: nn.Module = self.model.get_submodule(f"{prefix}.0")
         return layer
 
     def _load(self, names: Mapping[str, str]) -> None:
-        state = {name: self.source.tensors[theirs].to(self._dtype).float() for name, theirs in names.items()}
+        state = {name: self._read(theirs) for name, theirs in names.items()}
         self.model.load_state_dict(state, strict=False, assign=True)
+
+    def _parts(self, name: str) -> list[list[str]]:
+        """Return the tensors of a weight of the model, which joins those of experts."""
+        experts = KINDS[self.source.kind].experts
+        return [[name]] if experts is None else experts.stored_names(name, self.config.num_experts)
+
+    def _has(self, name: str) -> bool:
+        return self._parts(name)[0][0] in self.source.tensors
+
+    def _read(self, name: str) -> Tensor:
+        parts = [torch.cat([self.source.tensors[n] for n in several]) for several in self._parts(name)]
+        return (parts[0] if len(parts) == 1 else torch.stack(parts)).to(self._dtype).float()
 
 
 _EMBEDDING = "word_embeddings.weight"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nemo_launcher.checkpoint.architectures.architecture import Experts
 from nemo_launcher.checkpoint.architectures.registry import ARCHITECTURES
 from nemo_launcher.checkpoint.hf_folder import HARMLESS
 from nemo_launcher.checkpoint.stored_tensor import some_of
@@ -83,7 +84,22 @@ def _architecture(
 
     with reading(source, "correct config.json, or copy it again"), torch.device("meta"):
         model = getattr(transformers, architecture)(config)
-    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}, _tied(model)
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    experts = ARCHITECTURES[architecture].experts
+    return shapes if experts is None else _of_files(shapes, experts, config.num_experts), _tied(model)
+
+
+def _of_files(shapes: Shapes, experts: Experts, count: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights in files, where each expert has matrices of its own."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        parts = experts.stored_names(name, count)
+        if len(parts) > 1:
+            rows = shape[1] // len(parts[0])
+            found |= {part: (rows, *shape[2:]) for several in parts for part in several}
+        else:
+            found[parts[0][0]] = shape
+    return found
 
 
 def _tied(model: torch.nn.Module) -> dict[str, str]:

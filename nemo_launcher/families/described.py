@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nemo_launcher.checkpoint.architectures.registry import KINDS
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.fingerprint import Settings, fingerprint, settings_of
 from nemo_launcher.checkpoint.sharding import StoredWeights
@@ -173,10 +174,13 @@ def _other_names(form: HuggingFaceForm, written: set[str]) -> list[str]:
     """Return the weights that the architecture lacks, and those of it that the base lacks; tied ones may be absent."""
     with torch.device("meta"):
         model = form.architecture()(form.config())
-    required = {name for name, _ in model.named_parameters()}
     kind = form.layout.kind
+    required, known = (
+        KINDS[kind].names_in_files(names, model.config)
+        for names in ([name for name, _ in model.named_parameters()], model.state_dict())
+    )
     return [
-        *(f"{name} (not in {kind})" for name in sorted(written - model.state_dict().keys())),
+        *(f"{name} (not in {kind})" for name in sorted(written - known)),
         *(f"no {name} (as {kind} has)" for name in sorted(required - written)),
     ]
 

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from nemo_launcher.checkpoint.sharding import StoredWeights
 from nemo_launcher.errors import Problem
 from nemo_launcher.families.layer_shape import LayerShape, Shape
+from nemo_launcher.megatron.variation import PLAIN
 
 _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
+_EXPERT = re.compile(r"decoder\.layers\.\d+\.mlp\.experts\.local_experts\.(\d+)\.")
+_FIRST_EXPERT = "experts.local_experts.0."
 
 
 def size_mismatches(
@@ -30,6 +33,12 @@ def size_mismatches(
             problems.append(Problem(f"{source}: num_layers ({stack})", what, "copy or convert the archive again"))
         expected |= _layer(f"{stack}.layers.{min(found, default=0)}.", sizes)
     expected |= _tables(stacks, shape)
+    variation = getattr(shape, "variation", PLAIN)
+    if variation.experts is not None:
+        stored = {int(match[1]) for match in map(_EXPERT.match, weights.names) if match}
+        if stored != set(range(variation.experts)):
+            what = f"is {variation.experts:,}, but the weights have {len(stored):,} experts"
+            problems.append(Problem(f"{source}: num_moe_experts", what, "copy or convert the archive again"))
     for name, wanted in expected.items():
         if name in weights.names and weights.shape(name) != wanted:
             what = f"has shape {weights.shape(name)}, but the configuration implies {wanted}"
@@ -45,8 +54,14 @@ def _layer(prefix: str, sizes: LayerShape) -> dict[str, tuple[int, ...]]:
     return {
         f"{prefix}self_attention.linear_qkv.weight": (heads + 2 * groups, hidden),
         f"{prefix}self_attention.linear_proj.weight": (hidden, heads),
-        f"{prefix}mlp.linear_fc1.weight": (2 * ffn if sizes.gated else ffn, hidden),
-        f"{prefix}mlp.linear_fc2.weight": (hidden, ffn),
+        **{
+            f"{prefix}mlp.{owner}{name}.weight": size
+            for owner in ("", _FIRST_EXPERT)
+            for name, size in {
+                "linear_fc1": (2 * ffn if sizes.gated else ffn, hidden),
+                "linear_fc2": (hidden, ffn),
+            }.items()
+        },
     }
 
 

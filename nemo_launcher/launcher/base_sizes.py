@@ -56,7 +56,8 @@ def _stored_width(config: Section, layers: int, stored: int) -> int | None:
 def _layer_parameters(sizes: StackSizes, section: Section, *, has_cross: bool) -> int:
     """Return the parameters of one layer, with its norms and biases."""
     hidden, heads, qkv, ffn = sizes.hidden_size, HEADS.of(sizes), QKV.of(sizes), FFN_IN.of(sizes)
-    count = hidden * (qkv + heads + ffn + sizes.ffn_hidden_size)
+    count = hidden * (qkv + heads + sizes.experts * (ffn + sizes.ffn_hidden_size))
+    count += hidden * sizes.experts if sizes.experts > 1 else 0  # the router
     biases, norms = qkv + ffn + 2 * hidden, 2
     if has_cross:
         count += hidden * (qkv + heads)

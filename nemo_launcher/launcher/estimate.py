@@ -101,8 +101,8 @@ def base_length(stage: Learning, probe: LaunchProbe) -> int | None:
 
 def trainable_parameters(stage: Learning, stacks: Mapping[str, StackSizes]) -> int:
     """Return the number of parameters that a learning stage adds to a base model with these stacks."""
-    sizes = {name: (stack.num_layers, stack, len(stacks) > 1 and name == "decoder") for name, stack in stacks.items()}
-    return settings.trainable_parameters(settings_of(stage.config["model"]), sizes)
+    has_experts = any(stack.experts > 1 for stack in stacks.values())
+    return settings.trainable_parameters(settings_of(stage.config["model"]), stacks, has_experts=has_experts)
 
 
 def peak_memory(known: _Known) -> str:

@@ -96,7 +96,7 @@ def activation_bytes(base: Base, settings: Settings, rows: Rows, device: Device)
         sizes, tokens = base.stacks[name], rows.tokens[name]
         layers = min(count, sizes.num_layers / device.pipeline)
         attention, feed_forward = layer_elements(settings, sizes, device, is_rotary=base.is_rotary)
-        kept = tokens * (attention + feed_forward)
+        kept = tokens * (attention + sizes.experts_per_token * feed_forward)
         if name == "decoder" and "encoder" in base.stacks:
             kept += cross_elements(settings, sizes, device, tokens, rows.tokens["encoder"])
         again = device.recomputed_layers(layers)

@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
+from nemo_launcher.megatron.experts import FrozenExperts
 from nemo_launcher.megatron.frozen_linear import FrozenColumnParallelLinear, FrozenRowParallelLinear
 from nemo_launcher.megatron.frozen_mlp import FrozenMLP
 from nemo_launcher.megatron.frozen_norm import FrozenNorm
@@ -133,10 +134,13 @@ def recompute_layers(
         layer.recomputes = granularity == "full" and (method == "uniform" or number < (count or 0))
 
 
-def use_frozen_parts(spec: ModuleSpec) -> None:
-    """Use frozen classes for a Megatron-core layer and its linear layers, feed-forward and norms."""
+def use_frozen_parts(spec: ModuleSpec, experts: int | None = None) -> None:
+    """Use frozen classes for a Megatron-core layer and its linear layers, feed-forward and norms.
+
+    experts: the number of experts (megatron.variation.Variation); None for one feed-forward.
+    """
     spec.module, layer_submodules = FrozenLayer, spec.submodules
-    layer_submodules.mlp = FrozenMLP
+    layer_submodules.mlp = FrozenMLP if experts is None else FrozenExperts
     for attention in (layer_submodules.self_attention, layer_submodules.cross_attention):
         submodules = getattr(attention, "submodules", None)
         for name in ("linear_qkv", "linear_q", "linear_kv", "linear_proj"):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from nemo_launcher.checkpoint.outline import experts_per_token
 from nemo_launcher.errors import Problem, did_you_mean
 from nemo_launcher.files.values import Section, number, whole
 from nemo_launcher.megatron.alibi import BIASES
@@ -30,6 +32,19 @@ _NUMBERS = (
     "final_logit_softcapping",
 )
 _PATTERNS = ("window_attn_skip_freq", "no_rope_freq")
+_EXPERT_SETTINGS: dict[str, tuple[object, ...]] = {
+    "moe_ffn_hidden_size": (None,),
+    "moe_layer_freq": (1, None),
+    "moe_shared_expert_intermediate_size": (None,),
+    "moe_router_score_function": ("softmax", None),
+    "moe_router_topk_scaling_factor": (None,),
+    "moe_router_num_groups": (None,),
+    "moe_router_group_topk": (None,),
+    "moe_router_enable_expert_bias": (False, None),
+    "moe_apply_probs_on_input": (False, None),
+    "moe_expert_capacity_factor": (None,),
+}
+"""Settings of Megatron-core's experts that change the results: only these values are computed."""
 VARYING_KEYS = (*_NUMBERS, *_PATTERNS, "sublayer_norms", "qk_layernorm_width", "alibi_bias", "embedding_layernorm")
 """The keys that vary the layers of a GPT if they are set."""
 
@@ -68,6 +83,12 @@ class Variation:
     """The kind of ALiBi's biases of attention scores (megatron.alibi.BIASES); None: no ALiBi."""
     embedding_norm: bool | None = None
     """A norm follows the embedding; None: none does."""
+    experts: int | None = None
+    """The number of feed-forwards that a router chooses from; None: one for all tokens."""
+    experts_per_token: int | None = None
+    """The number of experts that each token uses."""
+    router_softmax_first: bool | None = None
+    """Experts are weighted by a softmax over all of them; None: over those that the token uses."""
 
     @classmethod
     def from_config(cls, config: Section) -> Variation:
@@ -92,6 +113,7 @@ class Variation:
             unrotated_layers=_digits(config.get("no_rope_freq")),
             alibi=_alibi(config),
             embedding_norm=bool(config.get("embedding_layernorm")) or None,
+            **(_experts(config) if has_experts(config) else {}),
         )
 
     def window_of(self, layer: int) -> int | None:
@@ -117,6 +139,20 @@ class Variation:
 
 
 PLAIN = Variation()
+
+
+def has_experts(config: Section) -> bool:
+    """Return whether a configuration is of a mixture of experts."""
+    return (whole(config, "num_moe_experts") or 1) > 1
+
+
+def _experts(config: Section) -> dict[str, Any]:
+    """Return the settings of experts."""
+    return {
+        "experts": whole(config, "num_moe_experts"),
+        "experts_per_token": experts_per_token(config),
+        "router_softmax_first": bool(config.get("moe_router_pre_softmax")) or None,
+    }
 
 
 def _window(config: Section) -> int | None:
@@ -160,6 +196,21 @@ def problems(config: Mapping[str, object], source: str) -> list[Problem]:
             found.append(Problem(f"{source}: {key}", f"{value!r} is not supported", "give a list with 0 or 1 a layer"))
         elif len(value) != layers:
             found.append(Problem(f"{source}: {key}", f"has {len(value)} entries for {layers} layers"))
+    found += _expert_problems(config, source) if has_experts(config) else []
     if config.get("window_attn_skip_freq") is not None and _window(config) is None:
         found.append(Problem(f"{source}: window_size", "is absent, but window_attn_skip_freq is set"))
+    return found
+
+
+def _expert_problems(config: Mapping[str, object], source: str) -> list[Problem]:
+    experts, chosen = whole(config, "num_moe_experts") or 1, config.get("moe_router_topk")
+    found = [
+        Problem(f"{source}: {key}", f"{config[key]!r} is not supported", f"supported: {values[0]!r}")
+        for key, values in _EXPERT_SETTINGS.items()
+        if config.get(key) not in values
+    ]
+    if chosen is not None and (isinstance(chosen, bool) or not isinstance(chosen, int) or not 1 <= chosen <= experts):
+        found.append(Problem(f"{source}: moe_router_topk", f"{chosen!r} is not a number from 1 to {experts}"))
+    if config.get("bias", True):
+        found.append(Problem(f"{source}: bias", "is not supported with experts", "supported: False"))
     return found

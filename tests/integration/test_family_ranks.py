@@ -20,7 +20,7 @@ _OTHERS = {"falcon-one_key": "falcon-groups", "bloom-plain": "bloom-heads"}
 """Configurations for two ranks where one key cannot be split, and with slopes of ALiBi that do not halve evenly."""
 _NAMES = [*(_OTHERS.get(name, name) for name in ONE_OF_EACH if not sees_images(FAMILIES[name])), "falcon-alibi"]
 """A base from a multi-modal model is one of a text model's architecture."""
-_SEQUENCE = [name for name in _NAMES if name.startswith(("olmo2", "gemma3", "gptneox", "bloom"))]
+_SEQUENCE = [name for name in _NAMES if name.startswith(("olmo2", "gemma3", "gptneox", "bloom", "mixtral"))]
 """Those whose layers differ most; they are also run with sequence parallelism."""
 
 _UMT5 = "umt5"

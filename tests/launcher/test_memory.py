@@ -37,9 +37,8 @@ def llama(sizes: StackSizes, rows: int, *, tied: bool = True, width: int = 2) ->
 def peak_gib(base: Base, method: dict[str, Any], tokens: float, logits: float, device: Device) -> float:
     """Return the formula's peak memory in GiB for one row."""
     settings = settings_of(method)
-    stacks = {name: (sizes.num_layers, sizes, False) for name, sizes in base.stacks.items()}
     rows = Rows({"decoder": tokens}, logits, tokens)
-    return peak_bytes(base, settings, trainable_parameters(settings, stacks), rows, device) / GIB
+    return peak_bytes(base, settings, trainable_parameters(settings, base.stacks), rows, device) / GIB
 
 
 @pytest.mark.parametrize(

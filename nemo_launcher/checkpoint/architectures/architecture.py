@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nemo_launcher.files.values import Section
@@ -48,7 +48,55 @@ class Source:
 
 
 Weights = dict[str, Source]
-"""Our module -> the modules that it comes from; * stands for the number of the layer."""
+"""Our module -> the modules that it comes from; * stands for the number of the layer, @ for that of the expert."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts: its names in files, and in transformers, which joins the experts' matrices."""
+
+    module: str
+    """The feed-forward of a layer in transformers; * stands for the number of the layer."""
+    stored: str
+    """The same in files."""
+    gate: str
+    """The matrix of an expert's gate in files."""
+    up: str
+    """Its up-projection."""
+    down: str
+    """Its down-projection."""
+
+    @property
+    def weights(self) -> Weights:
+        """Where the weights of the router and the experts belong."""
+        ours, expert = "decoder.layers.*.mlp.", f"{self.stored}.experts.@."
+        return {
+            f"{ours}router": same(f"{self.stored}.gate"),
+            f"{ours}experts.local_experts.@.linear_fc1": Source(
+                (f"{expert}{self.gate}", f"{expert}{self.up}"), Layout.STACKED
+            ),
+            f"{ours}experts.local_experts.@.linear_fc2": same(f"{expert}{self.down}"),
+        }
+
+    def stored_names(self, name: str, experts: int) -> list[list[str]]:
+        """Return the names in files of a weight of transformers: for each part along the first axis, those it joins.
+
+        name: with the number of the layer. experts: the number of experts.
+        """
+        before, _, after = self.module.partition("*")
+        layer, _, rest = name.removeprefix(before).partition(".")
+        owner = f".{rest}".partition(f"{after}.")[2] if name.startswith(before) and layer.isdecimal() else ""
+        stored = self.stored.replace("*", layer)
+        match owner:
+            case "gate.weight":
+                return [[f"{stored}.gate.weight"]]
+            case "experts.gate_up_proj":
+                parts = [[self.gate, self.up]] * experts
+            case "experts.down_proj":
+                parts = [[self.down]] * experts
+            case _:
+                return [[name]]
+        return [[f"{stored}.experts.{n}.{part}.weight" for part in several] for n, several in enumerate(parts)]
 
 
 def same(name: str, *others: str) -> Source:
@@ -118,9 +166,19 @@ class Architecture:
     """Names of weights in some versions of transformers -> their names in others and in files."""
     weights: Weights = field(default_factory=dict)
     """Where its weights belong."""
+    experts: Experts | None = None
+    """Its experts; None: it has one feed-forward."""
 
     @property
     def known(self) -> frozenset[str]:
         """All keys that this declaration accounts for."""
         names = (*self.counts, *self.optional_counts, *self.numbers, *self.flags, *self.others, *self.fixed)
         return frozenset(names)
+
+    def names_in_files(self, names: Iterable[str], config: object) -> set[str]:
+        """Return the names in files of transformers' weights; config: the configuration as a transformers object."""
+        if self.experts is None:
+            return set(names)
+        count = getattr(config, "num_experts", 0)
+        parts = (part for name in names for part in self.experts.stored_names(name, count))
+        return {name for several in parts for name in several}

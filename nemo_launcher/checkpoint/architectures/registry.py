@@ -13,6 +13,7 @@ from nemo_launcher.checkpoint.architectures.gptj import GPTJ
 from nemo_launcher.checkpoint.architectures.granite import GRANITE
 from nemo_launcher.checkpoint.architectures.llama import LLAMA
 from nemo_launcher.checkpoint.architectures.mistral import MINISTRAL3, MISTRAL
+from nemo_launcher.checkpoint.architectures.mixtures import MIXTRAL, QWEN3_MOE
 from nemo_launcher.checkpoint.architectures.nemotron import NEMOTRON
 from nemo_launcher.checkpoint.architectures.olmo import OLMO2, OLMO3
 from nemo_launcher.checkpoint.architectures.opt import OPT
@@ -26,6 +27,7 @@ from nemo_launcher.checkpoint.architectures.t5 import MT5, T5, UMT5
 
 _ALL = (
     *(GPT2, LLAMA, MISTRAL, MINISTRAL3, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, OLMO2, OLMO3, GRANITE, SMOLLM3, PHI3),
+    *(MIXTRAL, QWEN3_MOE),
     *(STARCODER2, NEMOTRON, GPT_NEOX, PHI, STABLELM, GPTJ, FALCON, BLOOM, OPT, T5, MT5, UMT5),
 )
 ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in _ALL}

@@ -123,4 +123,5 @@ def _names(architecture: Architecture, configuration: Section) -> set[str]:
     model = getattr(transformers, architecture.name)
     complete = {**configuration, "pad_token_id": None}  # some defaults are beyond a small vocabulary
     with torch.device("meta"):
-        return set(model(model.config_class.from_dict(complete)).state_dict())
+        created = model(model.config_class.from_dict(complete))
+    return architecture.names_in_files(created.state_dict(), created.config)

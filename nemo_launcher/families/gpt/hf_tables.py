@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from nemo_launcher.checkpoint.architectures.architecture import Architecture, Layout, Source
 from nemo_launcher.families.hf_table import Module, StackTable, Table
@@ -25,9 +25,9 @@ def table_of(architecture: Architecture, has: Callable[[str], bool]) -> Table:
             outside.append(_module(ours, source.names, source.layout))
             continue
         before = source.names[0].partition("*.")[0]
-        names = [name for several in source.names for name in _of_heads(several, has)]
-        theirs = tuple(name.partition("*.")[2] for name in names)
-        inside.append(_module(ours.partition("*.")[2], theirs, source.layout))
+        for number, theirs in _numbered(source, has):
+            names = tuple(name.partition("*.")[2] for name in theirs)
+            inside.append(_module(ours.partition("*.")[2].replace("@", str(number)), names, source.layout))
     return Table(tuple(outside), (StackTable(_STACK, f"{before}{{}}.", tuple(inside)),))
 
 
@@ -38,17 +38,22 @@ def _present(source: Source | None, has: Callable[[str], bool]) -> Source | None
     return source
 
 
-def _first(name: str, head: int = 0) -> str:
-    """Return the weight of this name in the first layer."""
-    return f"{name.replace('*', '0').replace('@', str(head))}.weight"
+def _first(name: str, number: int = 0) -> str:
+    """Return the weight of this name in the first layer, of one of its heads or experts."""
+    return f"{name.replace('*', '0').replace('@', str(number))}.weight"
 
 
-def _of_heads(name: str, has: Callable[[str], bool]) -> list[str]:
-    """Return the names of all heads (@); without @, the name alone."""
-    if "@" not in name:
-        return [name]
-    heads = itertools.takewhile(lambda head: has(_first(name, head)), itertools.count())
-    return [name.replace("@", str(head)) for head in heads]
+def _numbered(source: Source, has: Callable[[str], bool]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the names of each of our modules: one of each expert (@), or one of all heads (@)."""
+    if "@" not in source.names[0]:
+        yield 0, list(source.names)
+        return
+    numbers = list(itertools.takewhile(lambda number: has(_first(source.names[0], number)), itertools.count()))
+    if source.layout is Layout.EACH_HEAD:
+        yield 0, [name.replace("@", str(number)) for number in numbers for name in source.names]
+        return
+    for number in numbers:
+        yield number, [name.replace("@", str(number)) for name in source.names]
 
 
 def _module(ours: str, theirs: tuple[str, ...], layout: Layout) -> Module:

@@ -228,7 +228,7 @@ def _layers(shape: GPTShape) -> TransformerBlockSubmodules:
         attention.submodules.q_layernorm, attention.submodules.k_layernorm = _HEAD_NORMS[variation.qk_norm]
     if variation.norm_place == "after":
         spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = IdentityOp
-    use_frozen_parts(spec)
+    use_frozen_parts(spec, variation.experts)
     layers = [spec] * (shape.num_layers // parallel.pipeline_size())
     if parallel.is_last_stage():
         layers[-1] = replace(spec, module=LastLayer)

@@ -7,6 +7,7 @@ The keys are those of NeMo 1.20 to 1.23 (examples/nlp/language_modeling/conf/meg
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from nemo_launcher.checkpoint.outline import stack_sizes
 from nemo_launcher.errors import UserError
@@ -84,7 +85,7 @@ class GPTShape:
         seq_length = whole(config, "encoder_seq_length") or whole(config, "max_position_embeddings") or 0
         window = _window(config) if config.get("window_attn_skip_freq") is None else None
         return cls(
-            **(asdict(stack_sizes(config)) | {"gated": gated}),
+            **(_sizes(config) | {"gated": gated}),
             vocab_size=vocab_size,
             max_position_embeddings=whole(config, "max_position_embeddings") or seq_length,
             encoder_seq_length=min(seq_length, window or seq_length),
@@ -101,6 +102,11 @@ class GPTShape:
         )
 
 
+def _sizes(config: Section) -> dict[str, Any]:
+    """Return the sizes of the layers; experts are part of the variation."""
+    return {name: size for name, size in asdict(stack_sizes(config)).items() if not name.startswith("experts")}
+
+
 def _window(config: Section) -> int | None:
     """Return the length of a window in all layers, up to which attention is not limited; None without one."""
     window = config.get("window_size")  # [before, after], -1: unlimited
@@ -114,5 +120,4 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "apply_query_key_layer_scaling": (False, True, None),
     "headscale": (False, None),
     "normalize_attention_scores": (True, None),
-    "num_moe_experts": (1, None),
 }

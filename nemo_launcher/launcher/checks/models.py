@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nemo_launcher.adapters.peft import METHODS, method_mismatch, method_name
 from nemo_launcher.adapters.registry import method_of, settings_of
-from nemo_launcher.checkpoint.outline import Outline, is_adapter, stack_sections, stack_sizes
+from nemo_launcher.checkpoint.outline import Outline, StackSizes, is_adapter, stack_sections, stack_sizes
 from nemo_launcher.checkpoint.sources import check_source
 from nemo_launcher.config.families import FAMILIES, engine_of
 from nemo_launcher.config.layers import range_problems
@@ -193,7 +193,7 @@ def _check_sizes(stage: Stage, needed: Input, outline: Outline) -> list[Problem]
     wrong = wrong or [p for section in sections.values() for p in head_problems(section, str(outline.path))]
     if wrong:
         return [Problem(needed.key, f"{p.where}: {p.what}", p.fix) for p in dict.fromkeys(wrong)]
-    layers = _check_layers(stage, {name: stack_sizes(section).num_layers for name, section in sections.items()})
+    layers = _check_layers(stage, {name: stack_sizes(section) for name, section in sections.items()})
     if stage.parallel is None:
         return layers
     parallel = ParallelSizes.of(stage.parallel)
@@ -213,9 +213,13 @@ def _check_sizes(stage: Stage, needed: Input, outline: Outline) -> list[Problem]
     return list(problems)
 
 
-def _check_layers(stage: Stage, counts: Mapping[str, int]) -> list[Problem]:
-    """Check that the base has the layers that a training puts adapters into. counts: the layers of each stack."""
+def _check_layers(stage: Stage, stacks: Mapping[str, StackSizes]) -> list[Problem]:
+    """Check that the base has the layers, and what in them, that a training puts adapters into."""
     if not isinstance(stage, Learning):
         return []
     model = stage.config["model"]
-    return range_problems(settings_of(model).layers, counts, stage.key(f"model.{method_of(model).block}.layers"))
+    block, settings = stage.key(f"model.{method_of(model).block}"), settings_of(model)
+    problems = range_problems(
+        settings.layers, {name: sizes.num_layers for name, sizes in stacks.items()}, f"{block}.layers"
+    )
+    return problems + (settings.expert_problems(block) if any(s.experts > 1 for s in stacks.values()) else [])

@@ -64,6 +64,8 @@ def fit(
     where = "" if layers == ALL else f" in layers {described(layers)}"
     share = f"{trained:,} of {total:,} parameters ({trained / total:.3%})"
     print(f"training {share}{where}, {model.total_steps()} steps", flush=True)
+    if adapters.absent:
+        print(f"the base is a mixture of experts: without {', '.join(adapters.absent)}", flush=True)
     _check_length(start, model, config.trainer)
     with report_dead_workers(model.describe_saved):
         trainer.fit(model, ckpt_path=start.path)

@@ -132,9 +132,8 @@ def _with_peft(both: Both, vectors: dict[str, Tensor], samples: Sequence[GPTSamp
     PEFT has one vector for a fused projection: its queries have ones, and its gradient has those of keys and values.
     """
     layers = [_places(both, vectors, number) for number in range(both.base.shape.num_layers)]  # type: ignore[attr-defined]
-    places = {name: place for layer in layers for name, place in layer.items()}
-    last = [name for layer in layers for name in list(layer)[:1]]
-    config = IA3Config(target_modules=list(places), feedforward_modules=last)
+    places = {name: place for layer, _ in layers for name, place in layer.items()}
+    config = IA3Config(target_modules=list(places), feedforward_modules=[name for _, last in layers for name in last])
     model = inject_adapter_in_model(config, copy.deepcopy(both.theirs))
     there = {name: model.get_submodule(name).ia3_l["default"] for name in places}
     for name, vector in places.items():
@@ -152,17 +151,23 @@ def _with_peft(both: Both, vectors: dict[str, Tensor], samples: Sequence[GPTSamp
     return float(loss), {name: vector.grad for name, vector in vectors.items() if vector.grad is not None}
 
 
-def _places(both: Both, vectors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
-    """Return the vector of each of PEFT's modules in a layer, by the module's name; first the feed-forward's."""
+def _places(both: Both, vectors: dict[str, Tensor], number: int) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the vector of each of PEFT's modules in a layer, by the module's name, and the feed-forward's name.
+
+    Experts have no vector.
+    """
     layer = {name.split(".adapter_layer.")[1]: vector for name, vector in vectors.items() if f".{number}." in name}
-    key, value, activation = (next(v for n, v in layer.items() if word in n) for word in ("key", "value", "mlp"))
+    key, value = (next(v for n, v in layer.items() if word in n) for word in ("key", "value"))
+    last = {}
     weights = both.architecture.weights
     qkv = weights["decoder.layers.*.self_attention.linear_qkv"]
     names = [both.module(name.replace("*", str(number))) for name in qkv.names]
-    last = both.module(weights["decoder.layers.*.mlp.linear_fc2"].names[0].replace("*", str(number)))
+    if both.architecture.experts is None:
+        name = both.module(weights["decoder.layers.*.mlp.linear_fc2"].names[0].replace("*", str(number)))
+        last[name] = next(vector for name, vector in layer.items() if "mlp" in name)
     if qkv.layout is Layout.QKV:
-        return {last: activation, names[1]: key, names[2]: value}
-    return {last: activation, names[0]: _fused(both, qkv.layout, key, value)}
+        return last | {names[1]: key, names[2]: value}, list(last)
+    return last | {names[0]: _fused(both, qkv.layout, key, value)}, list(last)
 
 
 def _fused(both: Both, layout: Layout, key: Tensor, value: Tensor) -> Tensor:

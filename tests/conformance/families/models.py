@@ -26,6 +26,7 @@ _LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 _PARTIAL = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
 _ODD = {"hidden_size": 30, "head_dim": 10, "intermediate_size": 37, "num_attention_heads": 3, "num_key_value_heads": 1}
 _WINDOWED = {"sliding_window": 7}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
 
 
 def _longrope(pairs: int) -> dict[str, Any]:
@@ -194,6 +195,20 @@ FAMILIES: dict[str, Tiny] = (
         normed={"qk_layernorm": True, "rope_parameters": _PARTIAL, "num_key_value_heads": 4},
         tied={"tie_word_embeddings": True},
         activation={"hidden_act": "gelu", "num_key_value_heads": 1},
+    )
+    | of(
+        "Mixtral",
+        plain={"num_local_experts": 4},
+        window=_WINDOWED | {"num_local_experts": 4, "num_experts_per_tok": 1},
+        tied={"tie_word_embeddings": True, "num_local_experts": 3, "num_experts_per_tok": 3},
+        yarn={"num_local_experts": 5, "head_dim": 16, "rope_parameters": _YARN},
+    )
+    | of(
+        "Qwen3Moe",
+        plain=_EXPERTS,
+        normalized=_EXPERTS | {"norm_topk_prob": True, "head_dim": 16},
+        window=_EXPERTS | _WINDOWED | {"use_sliding_window": True},
+        tied=_EXPERTS | {"tie_word_embeddings": True, "num_experts_per_tok": 1},
     )
     | of(
         "StableLm",

@@ -98,6 +98,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "StableLmForCausalLM": _DECODER
     | {"hidden_act": "silu", "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25, "qk_layernorm": False}
     | {"use_parallel_residual": False, "use_qkv_bias": True, "hidden_dropout": 0.0, "rope_scaling": None},
+    "MixtralForCausalLM": _DECODER
+    | {"hidden_act": "silu", "num_local_experts": 8, "num_experts_per_tok": 2, "output_router_logits": False}
+    | {"router_aux_loss_coef": 0.02, "sliding_window": None},
+    "Qwen3MoeForCausalLM": _DECODER
+    | {"attention_bias": False, "decoder_sparse_step": 1, "head_dim": 16, "hidden_act": "silu"}
+    | {"max_window_layers": 48, "mlp_only_layers": [], "moe_intermediate_size": 32, "norm_topk_prob": True}
+    | {"num_experts": 8, "num_experts_per_tok": 2, "output_router_logits": False, "router_aux_loss_coef": 0.001}
+    | {"rope_scaling": None, "sliding_window": None, "use_sliding_window": False},
     "GPTNeoXForCausalLM": _ANY
     | {"hidden_act": "gelu", "hidden_size": 64, "intermediate_size": 256, "layer_norm_eps": 1e-5}
     | {"max_position_embeddings": 2048, "num_attention_heads": 4, "num_hidden_layers": 2, "rotary_pct": 0.25}

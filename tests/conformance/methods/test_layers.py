@@ -102,8 +102,7 @@ def test_exactly_the_chosen_layers_have_adapters(case: ChosenCase) -> None:
         assert found == wanted[stack.name]
     state, whole = adapters.state_dict(), everywhere.state_dict()
     torch.testing.assert_close(state, {key: whole[key] for key in state}, rtol=0, atol=0)
-    shapes = base.family.stack_shapes(base.shape)
-    stacks = {n: (shape.num_layers, shape, len(shapes) > 1 and n == "decoder") for n, shape in shapes.items()}
+    stacks = base.family.stack_shapes(base.shape)
     assert trainable_parameters(settings_of(case.config), stacks) == adapters.num_parameters()
 
 

@@ -20,6 +20,7 @@ from nemo_launcher.adapters.settings import (
 from nemo_launcher.adapters.sites import Site
 from nemo_launcher.config.constraints import Bounds, Length
 from nemo_launcher.config.sections.common import Count
+from nemo_launcher.errors import Problem
 from nemo_launcher.megatron.sizes import LayerSizes
 
 Target = Literal["attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all"]
@@ -110,6 +111,12 @@ class LoraSettings(Settings):
         """Return the placements beside the target projections."""
         sites = {site for target in self.targets() for site in _SITES[target]}
         return tuple(placement for placement in self.PLACEMENTS if placement.site in sites)
+
+    def expert_problems(self, where: str) -> list[Problem]:
+        """Return a problem if feed-forwards are among the targets."""
+        inner = [target for target in self.targets() if target in _GROUPS["mlp"]]
+        what = f"{' and '.join(inner)}: the base is a mixture of experts, whose feed-forwards get no updates"
+        return [Problem(f"{where}.target_modules", what, "target_modules=[attention]")] if inner else []
 
     def num_parameters(self, site: Site, sizes: LayerSizes) -> int:
         """Return the number of parameters of both matrices, A and B."""
