@@ -13,17 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nemo_launcher.adapters.archive import check_state, read_adapter, save_adapter
 from nemo_launcher.adapters.injection import AdapterState
 from nemo_launcher.adapters.methods.lora.config import LoraSettings
 from nemo_launcher.adapters.registry import method_of, settings_of
 from nemo_launcher.adapters.settings import Settings, type_of
+from nemo_launcher.checkpoint.finite import is_finite
+from nemo_launcher.checkpoint.stored_tensor import shown as shown_name
 from nemo_launcher.config.constraints import shown
 from nemo_launcher.config.layers import described
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.values import below, entries, text
 
+_FIRST, _SECOND = "linear_in.weight", "linear_out.weight"
+_AGAIN = "copy it again"
 _IDENTITY = ("base_fingerprint", "base_checksum")
 SUM, AVERAGE = "sum of updates", "average of weights"
 """What a merged adapter is."""
@@ -57,16 +62,34 @@ def merge_adapters(paths: Sequence[str | Path], weights: Sequence[float], output
         check_state(state, str(path))
         adapters.append(_Read(str(path), weight, config, settings_of(config, f"{path}: "), state))
     is_lora = all(isinstance(adapter.settings, LoraSettings) for adapter in adapters)
-    problems = _differences(adapters, is_lora=is_lora)
+    problems = [problem for adapter in adapters for problem in _damages(adapter)]
+    problems = problems or _differences(adapters, is_lora=is_lora)
     if not is_lora and not math.isclose(sum(weights), 1, abs_tol=1e-6):
         what = f"add up to {sum(weights):g}, but {method_of(adapters[0].config).name} adapters are averaged"
         problems.append(Problem("--weights", what, "give weights that add up to 1"))
     if problems:
         raise UserError(problems)
     block, state = _concatenated(adapters) if is_lora else ({}, _averaged(adapters))
-    check_state(state, str(output))
+    if not all(is_finite(tensor) for tensors in state.values() for tensor in tensors.values()):
+        raise UserError(Problem("--weights", "give values beyond the range of 32 bits", "give smaller numbers"))
     save_adapter(output, _configuration(adapters, block), state)
     return type_of(adapters[0].settings), SUM if is_lora else AVERAGE
+
+
+def _damages(adapter: _Read) -> list[Problem]:
+    """Return what an intact adapter does not have: no tensors, or those of LoRA in shapes that do not fit its rank."""
+    if not adapter.state:
+        return [Problem(adapter.path, "holds no tensors", _AGAIN)]
+    if not isinstance(adapter.settings, LoraSettings):
+        return []
+    rank, problems = adapter.settings.adapter_dim, []
+    for key, tensors in adapter.state.items():
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        first, second = shapes.get(_FIRST, ()), shapes.get(_SECOND, ())
+        if len(shapes) != 2 or len(first) != 2 or len(second) != 2 or not first[0] == second[1] == rank:
+            what = f"holds {shapes}; a rank of {rank} needs {_FIRST} [{rank}, in] and {_SECOND} [out, {rank}]"
+            problems.append(Problem(f"{adapter.path}: {shown_name(key)}", what, _AGAIN))
+    return problems[:10]
 
 
 def _differences(adapters: Sequence[_Read], *, is_lora: bool) -> list[Problem]:
@@ -84,13 +107,17 @@ def _differences(adapters: Sequence[_Read], *, is_lora: bool) -> list[Problem]:
             problems.append(Problem(other.path, what, "merge adapters of the same layers"))
         mine, theirs = first.settings.computed(), other.settings.computed()
         problems += [
-            Problem(f"{other.path}: {key}", f"is {shown(theirs[key])}, but {first.path} has {shown(mine[key])}")
+            Problem(
+                f"{other.path}: {key}",
+                f"is {shown(theirs[key])}, but {first.path} has {shown(mine[key])}",
+                "merge adapters of the same settings",
+            )
             for key in mine
             if mine[key] != theirs[key] and not (is_lora and key in ("adapter_dim", "alpha"))
         ]
         if not problems and first.state.keys() != other.state.keys():
             problems.append(Problem(other.path, f"has other adapters than {first.path}", "merge adapters of one model"))
-        if not problems and not is_lora:
+        if not problems:
             problems += _other_shapes(first, other)
     return problems
 
@@ -109,12 +136,18 @@ def _other_base(first: _Read, other: _Read) -> list[Problem]:
 
 
 def _other_shapes(first: _Read, other: _Read) -> list[Problem]:
+    """Return a problem for each adapter whose tensors have other names or shapes; the ranks of LoRA may differ."""
     return [
-        Problem(f"{other.path}: {key}: {name}", f"has shape {tuple(tensor.shape)}, unlike that of {first.path}")
+        Problem(f"{other.path}: {shown_name(key)}", f"holds {theirs}, but {first.path} {ours}", _AGAIN)
         for key, tensors in other.state.items()
-        for name, tensor in tensors.items()
-        if name not in first.state[key] or first.state[key][name].shape != tensor.shape
+        if (theirs := _shapes(other, tensors)) != (ours := _shapes(first, first.state[key]))
     ][:10]
+
+
+def _shapes(adapter: _Read, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    if isinstance(adapter.settings, LoraSettings):
+        return {_FIRST: (tensors[_FIRST].size(1),), _SECOND: (tensors[_SECOND].size(0),)}
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _concatenated(adapters: Sequence[_Read]) -> tuple[dict[str, object], AdapterState]:
@@ -124,10 +157,10 @@ def _concatenated(adapters: Sequence[_Read]) -> tuple[dict[str, object], Adapter
         firsts, seconds = [], []
         for adapter in adapters:
             assert isinstance(adapter.settings, LoraSettings)
-            firsts.append(adapter.state[key]["linear_in.weight"].float())
-            seconds.append(adapter.state[key]["linear_out.weight"].float() * (adapter.settings.scale * adapter.weight))
-        state[key] = {"linear_in.weight": torch.cat(firsts), "linear_out.weight": torch.cat(seconds, dim=1)}
-    rank = next(iter(state.values()))["linear_in.weight"].size(0)
+            firsts.append(adapter.state[key][_FIRST].float())
+            seconds.append(adapter.state[key][_SECOND].float() * (adapter.settings.scale * adapter.weight))
+        state[key] = {_FIRST: torch.cat(firsts), _SECOND: torch.cat(seconds, dim=1)}
+    rank = next(iter(state.values()))[_FIRST].size(0)
     return {"adapter_dim": rank, "alpha": float(rank)}, state
 
 

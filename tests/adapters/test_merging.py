@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,54 @@ def test_values_that_are_not_finite_are_refused(tiny_base: Path, tmp_path: Path)
     next(iter(state.values()))["linear_in.weight"][0, 0] = torch.inf
     save_adapter(second, config, state)
     assert "NaN or infinite" in refused((first, second), [0.5, 0.5], tmp_path / "c.nemo")
+
+
+FIRST, SECOND = "linear_in.weight", "linear_out.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda part: {FIRST: part[FIRST]}, "a rank of 4 needs"),
+        (lambda part: {FIRST: part[FIRST], SECOND: part[SECOND][:, :1]}, "a rank of 4 needs"),
+        (lambda part: {FIRST: part[FIRST][:2], SECOND: part[SECOND][:, :2]}, "a rank of 4 needs"),
+        (lambda part: {FIRST: part[FIRST].flatten(), SECOND: part[SECOND]}, "a rank of 4 needs"),
+        (lambda part: part | {"bias": torch.ones(3)}, "a rank of 4 needs"),
+        (lambda part: {FIRST: part[FIRST][:, :3], SECOND: part[SECOND]}, f"{{'{FIRST}': (3,)"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_damaged_updates_are_refused(
+    damage: Callable[[Any], Any], words: str, first: bool, tiny_base: Path, tmp_path: Path
+) -> None:
+    paths = two(tmp_path, tiny_base, "lora")
+    config, state = read_adapter(paths[0])
+    save_adapter(paths[0], config, {key: damage(part) for key, part in state.items()})
+    with pytest.raises(UserError) as error:
+        merge_adapters(paths if first else paths[::-1], [1, 1], tmp_path / "c.nemo")
+    assert words in str(error.value)
+    assert not (tmp_path / "c.nemo").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_adapters_without_tensors_are_refused(method: str, tiny_base: Path, tmp_path: Path) -> None:
+    paths = two(tmp_path, tiny_base, method)
+    for path in paths:
+        save_adapter(path, read_adapter(path)[0], {})
+    with pytest.raises(UserError, match="holds no tensors"):
+        merge_adapters(paths, [0.5, 0.5], tmp_path / "c.nemo")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_other_tensors_of_an_averaged_adapter_are_refused(first: bool, tiny_base: Path, tmp_path: Path) -> None:
+    paths = two(tmp_path, tiny_base, "ia3")
+    config, state = read_adapter(paths[0])
+    save_adapter(paths[0], config, {key: {} for key in state})
+    with pytest.raises(UserError, match=r"holds .*, but"):
+        merge_adapters(paths if first else paths[::-1], [0.5, 0.5], tmp_path / "c.nemo")
+
+
+def test_weights_that_no_tensor_can_hold_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--weights: give values beyond the range of 32 bits"):
+        merge_adapters(two(tmp_path, tiny_base, "lora"), [1e300, 1e300], tmp_path / "c.nemo")
+    assert not (tmp_path / "c.nemo").exists()
