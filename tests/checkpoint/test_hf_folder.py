@@ -184,6 +184,15 @@ def test_distances_that_t5_cannot_tell_apart_are_named() -> None:
     assert problem.where == "config.json: relative_attention_max_distance"
 
 
+def test_norms_of_more_heads_than_a_model_has_are_refused() -> None:
+    """transformers makes a module of each, so that its model would take hours."""
+    sizes = dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"), 1 << 12)
+    config = {"architectures": ["StableLmForCausalLM"], "qk_layernorm": True, "num_key_value_heads": 1, **sizes}
+    assert not config_problems(config | {"num_hidden_layers": 15}, "config.json")
+    (problem,) = config_problems(config | {"num_hidden_layers": 16}, "config.json")
+    assert "qk_layernorm with 65,552 norms of heads" in problem.what
+
+
 def test_all_problems_are_told_together(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "hf", hidden_size="x", num_hidden_layers=-1)
     removed("tokenizer.json", "model.safetensors")(folder)

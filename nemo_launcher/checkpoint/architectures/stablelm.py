@@ -23,7 +23,7 @@ from nemo_launcher.checkpoint.architectures.llama import (
     decoder_settings,
 )
 from nemo_launcher.checkpoint.architectures.rotary import rotary_problems
-from nemo_launcher.files.values import Section, number
+from nemo_launcher.files.values import Section, number, whole
 
 _WEIGHTS: Weights = WEIGHTS | {
     "decoder.layers.*.pre_mlp_layernorm": same(
@@ -36,6 +36,18 @@ _WEIGHTS: Weights = WEIGHTS | {
         for name in "qk"
     },
 }
+
+
+_MOST_NORMS = 1 << 16
+"""Norms of heads in all layers together; a StableLM 2 with 12B has 1,600."""
+
+
+def _problems(config: Section) -> list[str]:
+    """Return the unsupported settings: those of rotary positions, and so many norms that no model has them."""
+    heads = whole(config, "num_attention_heads") or 0
+    norms = (whole(config, "num_hidden_layers") or 0) * (heads + (whole(config, "num_key_value_heads") or heads))
+    many = [f"qk_layernorm with {norms:,} norms of heads"] if config.get("qk_layernorm") and norms > _MOST_NORMS else []
+    return rotary_problems(config) + many
 
 
 def _settings(config: Section) -> Settings:
@@ -63,7 +75,7 @@ STABLELM = Architecture(
     divisions=DIVISIONS,
     others=(*ROTARY, "attention_dropout", "hidden_dropout"),
     fixed={"hidden_act": ("silu",)},
-    problems=rotary_problems,
+    problems=_problems,
     settings=_settings,
     weights=_WEIGHTS,
 )
