@@ -29,6 +29,8 @@ def stored_values(tensor: StoredTensor) -> Tensor:
     if tensor.kind not in TYPES:
         fix = "use weights in float32, bfloat16 or float16"
         raise UserError(Problem(str(tensor.path), f"has a tensor of the unsupported type {shown(tensor.kind)}", fix))
+    if not tensor.num_bytes:
+        return torch.empty(tensor.shape, dtype=TYPES[tensor.kind])
     content = map_bytes(tensor.path, tensor.offset, tensor.num_bytes)
     if tensor.offset % 8:
         content = np.array(content)  # torch requires alignment to the element size

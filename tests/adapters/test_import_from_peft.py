@@ -16,6 +16,7 @@ from torch import Tensor
 from nemo_launcher.adapters.archive import read_adapter
 from nemo_launcher.adapters.forms.methods import FORMS
 from nemo_launcher.adapters.forms.peft import export_peft, import_peft
+from nemo_launcher.adapters.forms.peft_config import PeftSettings
 from nemo_launcher.errors import UserError
 from tests import forms
 
@@ -78,6 +79,15 @@ def test_ranks_and_alphas_by_pattern_count(base: Path, tmp_path: Path) -> None:
     forms.assert_close(forms.logits_here(base, tmp_path / "a.nemo"), forms.logits_there(theirs))
 
 
+@pytest.mark.parametrize("pattern", ["q_proj", "^layers.0.q_proj", "^q_proj", "0.q_proj", "s", "l.yers.0.q_proj"])
+@pytest.mark.parametrize("module", ["layers.0.q_proj", "0.q_proj", "a.layers.0.q_proj", "xq_proj", "q_proj", "a.s"])
+def test_patterns_fit_as_in_peft(pattern: str, module: str) -> None:
+    from peft.utils.other import get_pattern_key
+
+    fits = get_pattern_key([pattern], module) == pattern
+    assert PeftSettings(method="lora", rank_pattern={pattern: 3}).rank(module) == (3 if fits else 8)
+
+
 @pytest.mark.parametrize("method", FORMS)
 def test_a_torch_file_is_read_like_safetensors(method: str, base: Path, tmp_path: Path) -> None:
     export_peft(forms.make_adapter(tmp_path / "a.nemo", base, method), base, tmp_path / "peft")
@@ -126,6 +136,7 @@ def refused(folder: Path, base: Path, output: Path) -> str:
         ({"r": True}, "r: True is not a whole number"),
         ({"lora_alpha": "x"}, "lora_alpha"),
         ({"rank_pattern": {"(a+)+": 3}}, "rank_pattern"),
+        ({"rank_pattern": {f"{number}_proj": 3 for number in range(20_000)}}, "rank_pattern"),
         ({"alpha_pattern": {"q_proj": float("1e300")}}, "alpha_pattern"),
     ],
 )
@@ -152,6 +163,9 @@ NAN[f"{LAYER}self_attn.q_proj.lora_B.weight"][3, 1] = torch.nan
         (LORA, {"transformer.h.0.attn.c_attn.lora_A.weight": torch.ones(4, 32)}, "is no linear layer of this base"),
         (LORA, {f"{LAYER}self_attn.q_proj.lora_A.weight": torch.ones(4, 32).int()}, "I32"),
         (LORA, NAN, "NaN or infinite"),
+        (IA3, {f"{LAYER}self_attn.k_proj.ia3_l": torch.full((32, 1), torch.nan)}, "32 of 32 values are NaN"),
+        (IA3, {f"{LAYER}self_attn.k_proj.ia3_l": torch.ones(32, 1).double() * 1e300}, "32 of 32 values are NaN"),
+        (LORA, {f"{LAYER}self_attn.q_proj.lora_A.weight": torch.ones(0, 32)}, "lacks .lora_B.weight"),
     ],
 )
 def test_tensors_without_a_place_are_named(

@@ -19,6 +19,7 @@ from nemo_launcher.adapters.forms.peft_config import PeftSettings, read_settings
 from nemo_launcher.adapters.forms.peft_folder import read_peft_config, read_peft_tensors, write_peft_folder
 from nemo_launcher.adapters.forms.scores import read_scores
 from nemo_launcher.adapters.methods.lora.config import LoraSettings
+from nemo_launcher.checkpoint.finite import not_finite
 from nemo_launcher.checkpoint.language_model import text_name, whole_name
 from nemo_launcher.checkpoint.stored_tensor import shown
 from nemo_launcher.errors import Problem, UserError
@@ -149,6 +150,7 @@ def _changes(tensors: Mapping[str, Tensor], settings: PeftSettings, target: Targ
             problems.append(Problem(where, f"is {shown(theirs[module])} under another name", "copy it again"))
         else:
             found[module][ending] = tensor.float()
+            problems += not_finite(found[module][ending], where, "use another adapter: this training diverged")
             theirs[module] = name.removesuffix(ending)
     changes: Changes = {}
     for module, parts in found.items():

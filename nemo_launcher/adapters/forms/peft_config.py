@@ -28,8 +28,10 @@ _WITHOUT_EFFECT = (
 _SAFE_INITS = ("gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that do not change the base's weights."""
 _PLAIN_PATTERN = re.compile(r"\^?[\w.\-]+")
-"""Patterns without repetition, which cannot take long to match."""
+"""Patterns without repetition: letters, and dots, which stand for any character."""
 _MAX_RANK = 1 << 20
+_MAX_PATTERNS = 1 << 14
+"""Patterns of each kind, which are compared with every module; PEFT writes at most one for each."""
 Number = TypeVar("Number", int, float)
 
 
@@ -64,7 +66,16 @@ class PeftSettings:
 
 def _matching(patterns: Mapping[str, Number], module: str, otherwise: Number) -> Number:
     """Return the value of the first pattern that fits the end of a module's name, as PEFT's get_pattern_key does."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)
+    return next((value for key, value in patterns.items() if _is_end(key, module)), otherwise)
+
+
+def _is_end(pattern: str, module: str) -> bool:
+    """Return whether a _PLAIN_PATTERN fits the last parts of a name; ^ stands for its beginning."""
+    plain = pattern.removeprefix("^")
+    start = len(module) - len(plain)
+    if start < 0 or (start and (plain != pattern or module[start - 1] != ".")):
+        return False
+    return all(theirs in (own, ".") for theirs, own in zip(plain, module[start:], strict=True))
 
 
 def read_settings(config: Mapping[str, object], source: str) -> PeftSettings:
@@ -121,9 +132,13 @@ def _is_probability(value: Any) -> bool:
 
 def _patterns_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     def check(value: Any) -> bool:
-        return isinstance(value, Mapping) and all(
-            isinstance(key, str) and _PLAIN_PATTERN.fullmatch(key) is not None and fits(item)
-            for key, item in value.items()
+        return (
+            isinstance(value, Mapping)
+            and len(value) <= _MAX_PATTERNS
+            and all(
+                isinstance(key, str) and _PLAIN_PATTERN.fullmatch(key) is not None and fits(item)
+                for key, item in value.items()
+            )
         )
 
     return check
@@ -134,6 +149,10 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("lora_alpha", _is_alpha, "a number above 0"),
     ("lora_dropout", _is_probability, "a number from 0 to below 1"),
     ("use_rslora", lambda value: isinstance(value, bool), "true or false"),
-    ("rank_pattern", _patterns_of(_is_rank), "a mapping of module names to ranks"),
-    ("alpha_pattern", _patterns_of(_is_alpha), "a mapping of module names to numbers above 0"),
+    ("rank_pattern", _patterns_of(_is_rank), f"a mapping of at most {_MAX_PATTERNS:,} modules to ranks"),
+    (
+        "alpha_pattern",
+        _patterns_of(_is_alpha),
+        f"a mapping of at most {_MAX_PATTERNS:,} modules to numbers above 0",
+    ),
 )
