@@ -7,7 +7,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from nemo_launcher.adapters.archive import read_adapter
+from nemo_launcher.adapters.forms.from_adapterhub import is_adapterhub, read_adapterhub_tensors
 from nemo_launcher.adapters.forms.peft_config import read_settings
 from nemo_launcher.adapters.forms.peft_folder import is_peft_folder, read_peft_config, read_peft_tensors
 from nemo_launcher.adapters.registry import layers_of, method_of
@@ -31,11 +34,11 @@ _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads",
 def inspect(path: str | Path) -> dict[str, object]:
     """Return the facts about a base or an adapter; sizes are in bytes. Raises UserError when it is unreadable.
 
-    path: an archive, the safetensors copy of an adapter, or a folder of PEFT. Weights are memory-mapped; only their
-    shapes and the few values of the fingerprint are read.
+    path: an archive, the safetensors copy of an adapter, or a folder of PEFT or AdapterHub. Weights are memory-mapped;
+    only their shapes and the few values of the fingerprint are read.
     """
     if is_peft_folder(Path(path)):
-        return _peft(Path(path))
+        return _adapterhub(Path(path)) if is_adapterhub(path) else _peft(Path(path))
     if is_copy(Path(path)):
         return {"file": str(path), "bytes": Path(path).stat().st_size, **_ONE_FILE} | _adapter(path)
     with Archive(path) as archive:
@@ -55,17 +58,30 @@ def inspect(path: str | Path) -> dict[str, object]:
 
 def _peft(folder: Path) -> dict[str, object]:
     config = read_peft_config(folder)
-    settings, tensors = read_settings(config, str(folder)), read_peft_tensors(folder)
+    settings = read_settings(config, str(folder))
+    facts = {"kind": f"PEFT adapter ({config.get('task_type') or 'no task'})", "method": settings.method}
+    return _elsewhere(folder, facts, config.get("base_model_name_or_path"), read_peft_tensors(folder))
+
+
+def _adapterhub(folder: Path) -> dict[str, object]:
+    config = read_peft_config(folder)
+    facts = {"kind": f"AdapterHub adapter ({config.get('model_class') or 'no model class'})", "method": "bottleneck"}
+    return _elsewhere(folder, facts, config.get("model_name"), read_adapterhub_tensors(folder))
+
+
+def _elsewhere(
+    folder: Path, facts: Mapping[str, object], base: object, tensors: Mapping[str, Tensor]
+) -> dict[str, object]:
+    """Return the facts about the adapter of another program; base: the name of its base there."""
     return {
         "file": str(folder),
         "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
         **_ONE_FILE,
-        "kind": f"PEFT adapter ({config.get('task_type') or 'no task'})",
-        "method": settings.method,
+        **facts,
         "layers": None,
         "trainable_parameters": sum(tensor.numel() for tensor in tensors.values()),
         "tasks": [],
-        "base": config.get("base_model_name_or_path"),
+        "base": base or None,
         "base_fingerprint": None,
         "adapters": {name: {"shape": list(tensor.shape)} for name, tensor in tensors.items()},
     }

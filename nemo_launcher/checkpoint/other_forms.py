@@ -37,7 +37,7 @@ def _identified(names: Set[str]) -> tuple[str, str]:
         return "it is the context/ folder of a NeMo 2 checkpoint", _ABOVE
     if "adapter_config.json" in names:
         fix = "nemo-launcher import FOLDER --base BASE.nemo --output ADAPTER.nemo makes a .nemo of it"
-        return "it is a Hugging Face PEFT adapter", fix
+        return "it is an adapter of PEFT or AdapterHub", fix
     if "latest_checkpointed_iteration.txt" in names:
         fix = "convert the model's Hugging Face folder with stages=[conversion_hf2nemo]"
         return "it is a checkpoint of Megatron-LM, which is not supported", fix

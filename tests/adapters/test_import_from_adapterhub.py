@@ -77,6 +77,9 @@ def test_another_name_and_safetensors_are_read(base: Path, tmp_path: Path) -> No
         ({"ln_before": True, "ln_after": True}, "ln_after: is true beside ln_before"),
         ({"reduction_factor": {"1": 8, "default": 16}}, "reduction_factor: differs between layers"),
         ({"sparsity": 2}, "sparsity: is not known"),
+        ({"ln_before": "yes"}, "ln_before: yes is neither true nor false"),
+        ({"dropout": []}, r"adapter_config.json: dropout: \[\] is not a probability"),
+        ({"dropout": 1}, "dropout: 1 is not a probability"),
     ],
 )
 def test_other_settings_are_refused(changes: dict[str, Any], message: str, base: Path, tmp_path: Path) -> None:
@@ -87,6 +90,36 @@ def test_other_settings_are_refused(changes: dict[str, Any], message: str, base:
     with pytest.raises(UserError, match=message):
         import_adapterhub(hub, base, tmp_path / "b.nemo")
     assert not (tmp_path / "b.nemo").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"name": ["x"]}, f"hub/{CONFIG}: name: .* is not text"),
+        ({"config": "pfeiffer"}, f"hub/{CONFIG}: has no section `config`"),
+        ({"config": None}, f"hub/{CONFIG}: has no section `config`"),
+    ],
+)
+def test_malformed_files_are_named(content: dict[str, Any], message: str, base: Path, tmp_path: Path) -> None:
+    hub = exported(tmp_path, base)
+    (hub / CONFIG).write_text(json.dumps(json.loads((hub / CONFIG).read_text()) | content))
+    with pytest.raises(UserError, match=message):
+        import_adapterhub(hub, base, tmp_path / "b.nemo")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda name, tensor: (f"transformer.{name}", tensor), "hub: holds no adapter behind a sub-layer of this base"),
+        (lambda name, tensor: (name, tensor[:0]), "hub: holds no tensor that ends in"),
+    ],
+)
+def test_adapters_of_another_architecture_are_refused(change: Any, message: str, base: Path, tmp_path: Path) -> None:
+    hub = exported(tmp_path, base)
+    tensors = torch.load(hub / WEIGHTS, weights_only=True)
+    torch.save(dict(change(name, tensor) for name, tensor in tensors.items()), hub / WEIGHTS)
+    with pytest.raises(UserError, match=message):
+        import_adapterhub(hub, base, tmp_path / "b.nemo")
 
 
 def test_other_tensors_are_refused(base: Path, tmp_path: Path) -> None:

@@ -72,7 +72,11 @@ def test_broken_weights_are_named(content: bytes, tmp_path: Path) -> None:
         (["context/io.json", "weights/.metadata", "weights/__0_0.distcp"], "a checkpoint of NeMo 2", "export_ckpt"),
         (["model.yaml", "io.json"], "the context/ folder of a NeMo 2 checkpoint", "context/ and weights/"),
         (["context/model.yaml", "weights/adapter_metadata.json"], "an adapter of NeMo 2", "learning stage"),
-        (["adapter_config.json", "adapter_model.safetensors"], "a Hugging Face PEFT adapter", "nemo-launcher import"),
+        (
+            ["adapter_config.json", "adapter_model.safetensors"],
+            "an adapter of PEFT or AdapterHub",
+            "nemo-launcher import",
+        ),
         (["latest_checkpointed_iteration.txt"], "a checkpoint of Megatron-LM", "conversion_hf2nemo"),
         ([".metadata", "common.pt", "__0_0.distcp"], "only the weights of a distributed checkpoint", "model_weights/"),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nemo_launcher.adapters.archive import read_adapter, save_safetensors
+from nemo_launcher.adapters.forms.adapterhub import export_adapterhub
 from nemo_launcher.adapters.forms.peft import export_peft
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.checkpoint.archive_writer import write_archive
@@ -48,6 +49,15 @@ def test_the_copy_and_pefts_folder_are_described_alike(run: Run, tiny_base: Path
     assert (peft["kind"], peft["method"]) == ("PEFT adapter (CAUSAL_LM)", "lora")
     assert peft["adapters"]["model.layers.0.self_attn.q_proj.lora_A.weight"] == {"shape": [4, 32]}
     assert run("inspect", tmp_path / "peft").status == 0
+
+
+def test_adapterhubs_folder_is_described_like_pefts(run: Run, tmp_path: Path) -> None:
+    base = forms.make_base(tmp_path, "llama_head_dim")
+    export_adapterhub(forms.make_adapter(tmp_path / "a.nemo", base, "parallel_adapter"), base, tmp_path / "hub")
+    facts = facts_of(run, tmp_path / "hub")
+    assert facts.keys() == facts_of(run, tmp_path / "a.nemo").keys()
+    assert (facts["kind"], facts["method"]) == ("AdapterHub adapter (LlamaForCausalLM)", "bottleneck")
+    assert facts["adapters"]["model.layers.0.output_adapters.adapters.adapter.adapter_up.weight"] == {"shape": [32, 4]}
 
 
 def test_people_get_one_line_for_all_layers(run: Run, adapter: Path) -> None:

@@ -32,6 +32,7 @@ _UNUSED = (
 """Settings of BnConfig without effect on a trained adapter that has none of the others."""
 _READ = ("ln_before", "ln_after", "reduction_factor", "leave_out", "dropout")
 _OTHER_NAMES = {"non_linearity": {"swish": "silu"}}
+_AGAIN = "copy the folder again"
 _FIX = "use an adapter without it: adapters here have no equal"
 
 
@@ -51,11 +52,11 @@ def import_adapterhub(folder: str | Path, base: str | Path, output: str | Path) 
     """
     folder = Path(folder)
     content = read_peft_config(folder)
-    config = below(content, "config")
-    problems = list(_setting_problems(config, str(folder / "adapter_config.json")))
+    problems = list(_setting_problems(content, str(folder / "adapter_config.json")))
     if problems:
         raise UserError(problems)
-    tensors = _read_tensors(folder)
+    config = below(content, "config")
+    tensors = read_adapterhub_tensors(folder)
     target = open_target(base)
     check_kind(target, str(base))
     norm = "pre" if config.get("ln_before") else "post" if config.get("ln_after") else None
@@ -84,8 +85,11 @@ def import_adapterhub(folder: str | Path, base: str | Path, output: str | Path) 
     return save_imported(output, settings, complete, target, base, origin)
 
 
-def _setting_problems(config: Section, source: str) -> Iterator[Problem]:
-    if not config:
+def _setting_problems(content: Section, source: str) -> Iterator[Problem]:
+    config = content.get("config")
+    if not isinstance(content.get("name"), str | None):
+        yield Problem(f"{source}: name", f"{shown(str(content['name']))} is not text", _AGAIN)
+    if not isinstance(config, Mapping) or not config:
         yield Problem(source, "has no section `config`", "use an adapter that the library adapters 1.x saved")
         return
     for key, wanted in (FIXED | _OTHERS).items():
@@ -97,20 +101,23 @@ def _setting_problems(config: Section, source: str) -> Iterator[Problem]:
         yield Problem(f"{source}: ln_after", "is true beside ln_before, but adapters here have one norm", _FIX)
     if isinstance(config.get("reduction_factor"), Mapping):
         yield Problem(f"{source}: reduction_factor", "differs between layers, but adapters here have one width", _FIX)
-    dropout = config.get("dropout") or 0.0
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        yield Problem(f"{source}: dropout", f"{dropout!r} is not a probability below 1", "copy the folder again")
+    for key in ("ln_before", "ln_after"):
+        if not isinstance(config.get(key), bool | None):
+            yield Problem(f"{source}: {key}", f"{shown(str(config[key]))} is neither true nor false", _AGAIN)
+    dropout = config.get("dropout")
+    if dropout is not None and not (type(dropout) in (int, float) and 0 <= dropout < 1):
+        yield Problem(f"{source}: dropout", f"{shown(str(dropout))} is not a probability below 1", _AGAIN)
     for key in sorted(map(str, config.keys() - {*FIXED, *_OTHERS, *_UNUSED, *_READ})):
         yield Problem(f"{source}: {shown(key)}", "is not known and may change the results", _FIX)
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_adapterhub_tensors(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of the weight file; nothing in it is executed."""
     with reading(folder):
         path = next((folder / name for name in (_SAFE_WEIGHTS, WEIGHTS) if (folder / name).exists()), None)
         if path is None:
             what = f"holds neither {WEIGHTS} nor {_SAFE_WEIGHTS}"
-            raise UserError(Problem(str(folder), what, "copy the folder again"))
+            raise UserError(Problem(str(folder), what, _AGAIN))
         problem = pointer_problem(path)
         if problem is not None:
             raise UserError(problem)
@@ -129,7 +136,8 @@ def _settings(
 ) -> dict[str, object]:
     """Return the settings of an adapter here, with the width and the layers of the tensors."""
     marker = f"adapters.{name}.{down_of(norm)}.weight"
-    widths = {tensor.size(0) for path, tensor in tensors.items() if path.endswith(marker) and tensor.dim() == 2}
+    downs = [tensor for path, tensor in tensors.items() if path.endswith(marker) and tensor.dim() == 2]
+    widths = {tensor.size(0) for tensor in downs if tensor.numel()}
     if len(widths) != 1:
         what = f"holds bottlenecks of {len(widths)} widths" if widths else f"holds no tensor that ends in {marker}"
         raise UserError(Problem(source, what, "use an adapter of one width, saved by the library adapters"))
@@ -137,6 +145,9 @@ def _settings(
     block["adapter_dropout"] = number(config, "dropout") or 0.0
     places = adapters_of(target.model, {"adapter_tuning": block}).places.values()
     used = {(p.stack, p.layer) for p in places if f"{path_of(target, p, name)}{down_of(norm)}.weight" in tensors}
+    if not used:
+        what = f"holds no adapter behind a sub-layer of this base ({target.form.layout.kind})"
+        raise UserError(Problem(source, what, "use an adapter of this base's architecture"))
     if used != {(place.stack, place.layer) for place in places}:
         by_stack = {stack: sorted(n for s, n in used if s == stack) or "none" for stack in target.model.stacks}
         block["layers"] = next(iter(by_stack.values())) if len(by_stack) == 1 else by_stack

@@ -23,6 +23,7 @@ from nemo_launcher.files.foreign import load_json, reading
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
 _AGAIN = "copy the folder again"
+_OTHER = "give the path of a folder that PEFT or AdapterHub wrote"
 
 
 def is_peft_folder(folder: Path) -> bool:
@@ -38,7 +39,7 @@ def read_peft_config(folder: Path) -> dict[str, object]:
             raise UserError(Problem(str(folder), what, f"give the path of a folder with {CONFIG} and {WEIGHTS}"))
         path = folder / CONFIG
         if not path.exists():
-            raise UserError(Problem(str(folder), f"holds no {CONFIG}", "give the path of a folder that PEFT wrote"))
+            raise UserError(Problem(str(folder), f"holds no {CONFIG}", _OTHER))
         problem = pointer_problem(path)
         if problem is not None:
             raise UserError(problem)
