@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 
+from nemo_launcher.adapters.forms.peft import export_peft, import_peft
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.adapters.registry import settings_of
 from nemo_launcher.adapters.settings import trainable_parameters
@@ -24,6 +26,7 @@ from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.launcher.base_sizes import base_of, stacks_of
+from tests import forms
 from tests.conformance.families.models import FAMILIES, save
 from tests.engine import gradients_of, random_tree, randomize
 from tests.methods import METHODS, model_section
@@ -99,3 +102,15 @@ def test_a_number_of_experts_that_the_weights_do_not_have(path: Path, tmp_path: 
     (tmp_path / "model_config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match="num_moe_experts: is 32,768, but the weights have 4 experts"):
         load_base(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["ia3", "lora"])
+def test_peft_loads_it_and_gives_it_back(method: str, path: Path, tmp_path: Path) -> None:
+    changes = {"target_modules": ["attention"]} if method == "lora" else {}
+    adapter = forms.make_adapter(tmp_path / "a.nemo", path, method, **changes)
+    export_peft(adapter, path, tmp_path / "peft")
+    model = PeftModel.from_pretrained(forms.load_there(path.parent / "hf"), tmp_path / "peft").eval()
+    forms.assert_close(forms.logits_here(path, adapter), forms.logits_there(model))
+    model.save_pretrained(tmp_path / "saved")
+    import_peft(tmp_path / "saved", path, tmp_path / "b.nemo")
+    forms.assert_close(forms.logits_here(path, tmp_path / "b.nemo"), forms.logits_here(path, adapter))
