@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from nemo_launcher.adapters.forms.adapterhub import export_adapterhub
 from nemo_launcher.adapters.forms.from_adapterhub import import_adapterhub
 from tests import forms
+from tests.methods import with_setting
 
 _BASES = ("llama_head_dim", "t5", "t5_gated")
-_METHODS = ("parallel_adapter", "linear_adapter")
+_METHODS = with_setting("norm_position")
 _NORMS = ("pre", "post", None)
 
 
