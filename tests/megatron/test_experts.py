@@ -15,6 +15,7 @@ import torch
 import yaml
 from peft import PeftModel
 
+from nemo_launcher.adapters.forms.methods import FORMS
 from nemo_launcher.adapters.forms.peft import export_peft, import_peft
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.adapters.registry import settings_of
@@ -104,9 +105,10 @@ def test_a_number_of_experts_that_the_weights_do_not_have(path: Path, tmp_path: 
         load_base(tmp_path)
 
 
-@pytest.mark.parametrize("method", ["ia3", "lora"])
+@pytest.mark.parametrize("method", FORMS)
 def test_peft_loads_it_and_gives_it_back(method: str, path: Path, tmp_path: Path) -> None:
-    changes = {"target_modules": ["attention"]} if method == "lora" else {}
+    inner = settings_of(model_section(method)).expert_problems("model")
+    changes = {"target_modules": ["attention"]} if inner else {}
     adapter = forms.make_adapter(tmp_path / "a.nemo", path, method, **changes)
     export_peft(adapter, path, tmp_path / "peft")
     model = PeftModel.from_pretrained(forms.load_there(path.parent / "hf"), tmp_path / "peft").eval()
