@@ -91,7 +91,7 @@ def _read(path: Path, names: Mapping[str, Path], language_model: bool) -> HFFold
     except UserError as error:
         problems += error.problems
     if problems:
-        raise UserError(problems)
+        raise UserError(list(dict.fromkeys(problems)))  # a file may have one problem for two readers
     return HFFolder(path, dict(names), dict(config), dict(tokenizer_config), tensors, pickles, whole, left_out)
 
 
@@ -132,6 +132,7 @@ def settings_problems(config: Mapping[str, object], source: Path, *, language_mo
     asked = asked_problem(source, whole=whole, asked=language_model)
     if whole is not None:
         problems = language_problems(config, whole, str(source))
+        config, _ = language_config(config, whole)
     else:
         problems = config_problems(config, str(source))
         asked = None if problems else asked

@@ -193,6 +193,15 @@ def test_norms_of_more_heads_than_a_model_has_are_refused() -> None:
     assert "qk_layernorm with 65,552 norms of heads" in problem.what
 
 
+def test_a_problem_is_told_once(tmp_path: Path) -> None:
+    """tokenizer_config.json is read as settings and as a file of the tokenizer."""
+    folder = write_folder(tmp_path / "hf")
+    written("tokenizer_config.json", "")(folder)
+    with pytest.raises(UserError) as error:
+        read_folder(folder)
+    assert [problem.what for problem in error.value.problems] == ["is empty"]
+
+
 def test_all_problems_are_told_together(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "hf", hidden_size="x", num_hidden_layers=-1)
     removed("tokenizer.json", "model.safetensors")(folder)

@@ -214,3 +214,12 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
     folder = write(tmp_path / "hf", gate=3, text_config=TEXT | {"heads": 2})
     found = "\n".join(problems_of(folder, asked=False))
     assert re.search(r"add .*hf_language_model=True\n.*: gate; .*\n.*: heads; ", found)
+
+
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes"])
+def test_a_quantized_language_model_is_refused(method: str, tmp_path: Path) -> None:
+    section = {"quantization_config": {"quant_method": method}}
+    (outer,) = problems_of(write(tmp_path / "outer", **section))
+    (inner,) = problems_of(write(tmp_path / "inner", text_config=TEXT | section))
+    assert f"the weights are quantized by {method}" in outer
+    assert outer.replace("outer", "inner") == inner
