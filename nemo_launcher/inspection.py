@@ -88,7 +88,10 @@ def _elsewhere(
 
 
 def readable(facts: Mapping[str, object]) -> str:
-    """Return the facts as readable lines; adapters that differ only in their layer share one line."""
+    """Return the facts as readable lines; adapters that differ only in their layer share one line.
+
+    Texts come from the file, so control characters are escaped.
+    """
     rows = dict(facts)
     adapters = rows.pop("adapters", None)
     adapters = adapters if isinstance(adapters, dict) else {}
@@ -99,7 +102,7 @@ def readable(facts: Mapping[str, object]) -> str:
         kinds.setdefault(f"{re.sub(r'layers[.][0-9]+', 'layers.N', key)}: {shapes}", []).append(key)
     if adapters:
         lines += [f"{'adapters':<30}{len(adapters)}", *(f"  {len(keys)} x {kind}" for kind, keys in kinds.items())]
-    return "\n".join(lines)
+    return "\n".join(line if line.isprintable() else ascii(line)[1:-1] for line in lines)
 
 
 def _shown(value: object) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nemo_launcher.adapters.archive import read_adapter, save_safetensors
+from nemo_launcher.adapters.archive import read_adapter, save_adapter, save_safetensors
 from nemo_launcher.adapters.forms.adapterhub import export_adapterhub
 from nemo_launcher.adapters.forms.peft import export_peft
 from nemo_launcher.checkpoint.archive import Archive
@@ -65,6 +65,15 @@ def test_people_get_one_line_for_all_layers(run: Run, adapter: Path) -> None:
     assert result.status == 0, result.err
     assert "2 x model.language_model.encoder.layers.N:adapter_1: linear_in.weight [4, 32]" in result.out
     assert "layers.0" not in result.out
+
+
+def test_texts_of_the_file_cannot_control_the_terminal(run: Run, tiny_base: Path, tmp_path: Path) -> None:
+    config, state = read_adapter(forms.make_adapter(tmp_path / "a.nemo", tiny_base, "ia3"))
+    template = {"taskname": "a\x1b[2J\nkind   none", "prompt_template": "{x}"}
+    save_adapter(tmp_path / "b.nemo", config | {"task_templates": [template]}, state)
+    plain, shown = (run("inspect", tmp_path / name).out for name in ("a.nemo", "b.nemo"))
+    assert "a\\x1b[2J\\nkind   none" in shown
+    assert len(shown.splitlines()) == len(plain.splitlines())
 
 
 @pytest.mark.parametrize("family", ["gpt", "t5"])
