@@ -25,7 +25,12 @@ from tests.conformance.families.checks import check, exceeded
 from tests.conformance.families.models import FAMILIES
 
 Figures = Mapping[str, float]
-_COLUMNS = {"logits": "logits", "gradients": "gradients, relative", "adapted_logits": "logits with IA3 in the weights"}
+_COLUMNS = {
+    "logits": "logits",
+    "gradients": "gradients, relative",
+    "adapted_logits": "logits with IA3 in the weights",
+    "peft_logits": "logits with IA3 in PEFT",
+}
 
 
 def table(results: Mapping[str, Figures]) -> Iterator[str]:

@@ -50,9 +50,8 @@ class Decoder:
         is_tied = bool(settings["share_embeddings_and_output_weights"])
         biased = _biased(settings)
         for entry in table_of(self.architecture, weights.__contains__).entries({"decoder": stack_sizes(settings)}):
-            if is_tied and entry.ours == _HEAD:
-                continue
-            endings = [end for end in ("weight", "bias") if all(f"{name}.{end}" in weights for name in entry.theirs)]
+            own = ("bias",) if is_tied and entry.ours == _HEAD else ("weight", "bias")
+            endings = [end for end in own if all(f"{name}.{end}" in weights for name in entry.theirs)]
             for ending in endings:
                 weight = entry.module.join([weights[f"{name}.{ending}"] for name in entry.theirs], entry.sizes)
                 yield f"{entry.ours}.{ending}", weight

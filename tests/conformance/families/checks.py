@@ -14,12 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
-from peft import IA3Config, inject_adapter_in_model
+from peft import IA3Config, PeftModel, inject_adapter_in_model
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nemo_launcher.adapters.archive import save_adapter
 from nemo_launcher.adapters.forms.folded import export_folded
+from nemo_launcher.adapters.forms.peft import export_peft
 from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.checkpoint.architectures.architecture import Layout
 from nemo_launcher.checkpoint.architectures.registry import KINDS
@@ -181,9 +182,10 @@ def _fused(both: Both, layout: Layout, key: Tensor, value: Tensor) -> Tensor:
 
 
 def round_trip(both: Both) -> dict[str, float]:
-    """Return how many tensors differ from the source's after an export without a change, and the difference with IA3.
+    """Return how many tensors differ from the source's after an export without a change, and the differences with IA3.
 
-    The exported model has IA3 in its weights; transformers' logits of it are compared with those here.
+    Logits here are compared with those of the exported model, which has IA3 in its weights, and with those of PEFT, for
+    which IA3 was exported.
     """
     folder = both.path.parent
     adapters = AdapterSet(both.base.model, both.base.shape, model_section("ia3"))
@@ -193,16 +195,22 @@ def round_trip(both: Both) -> dict[str, float]:
     found = logits_of(both.base, both.ids)
     adapters.detach()
     there = getattr(transformers, both.architecture.name).from_pretrained(folder / "adapted").eval()
+    export_peft(folder / "adapted.nemo", both.path, folder / "peft")
+    peft = PeftModel.from_pretrained(copy.deepcopy(both.theirs), folder / "peft").eval()
     with torch.no_grad():
-        wanted = there(both.ids).logits
+        wanted, of_peft = there(both.ids).logits, peft(both.ids).logits
     source, unchanged = both.stored(), load_file(folder / "unchanged/model.safetensors")
     positions = both.architecture.weights.get("embedding.position_embeddings")
     if positions is not None and positions.layout is Layout.WITHOUT_TWO_ROWS:  # no text uses them
         source[f"{positions.names[0]}.weight"][:2] = 0
     names = source.keys() | unchanged.keys()
     differing = [n for n in names if n not in source or n not in unchanged or not torch.equal(source[n], unchanged[n])]
-    difference = float((found[..., : wanted.size(-1)] - wanted).abs().max())
-    return {"differing_tensors": len(differing), "adapted_logits": difference}
+    found = found[..., : wanted.size(-1)]
+    return {
+        "differing_tensors": len(differing),
+        "adapted_logits": float((found - wanted).abs().max()),
+        "peft_logits": float((found - of_peft).abs().max()),
+    }
 
 
 def _export(both: Both, adapters: AdapterSet, folder: Path) -> None:
@@ -234,6 +242,7 @@ def exceeded(figures: dict[str, float]) -> list[str]:
         "gradients_without_sharing": 1e-4,
         "differing_tensors": 0,
         "adapted_logits": 1e-4,
+        "peft_logits": 1e-4,
         "loss": 1e-5,
         "loss_without_sharing": 1e-5,
     }

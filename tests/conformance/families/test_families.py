@@ -14,7 +14,7 @@ from nemo_launcher.checkpoint.architectures.multimodal import MULTI_MODAL
 from nemo_launcher.checkpoint.architectures.registry import ARCHITECTURES, KINDS
 from nemo_launcher.checkpoint.hf_folder import read_folder
 from nemo_launcher.errors import UserError
-from tests.conformance.families.checks import check, exceeded
+from tests.conformance.families.checks import Both, check, exceeded, logits
 from tests.conformance.families.models import FAMILIES, ONE_OF_EACH, kind_of, save
 
 pytestmark = pytest.mark.unit
@@ -23,6 +23,13 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_base_computes_what_transformers_computes(name: str, tmp_path: Path) -> None:
     assert exceeded(check(tmp_path, FAMILIES[name])) == []
+
+
+def test_a_tied_head_keeps_its_bias(tmp_path: Path) -> None:
+    both = Both(tmp_path, FAMILIES["phi-tied"])
+    assert both.theirs.lm_head.bias.count_nonzero() > 0
+    figures = logits(both)
+    assert figures["logits"] <= 1e-5 * figures["largest_logit"]
 
 
 def test_every_decoder_has_four_configurations() -> None:
