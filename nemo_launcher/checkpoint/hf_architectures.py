@@ -50,6 +50,7 @@ COMMON_KEYS = frozenset(
 """Keys of any architecture that describe files, texts and generation, or that are checked elsewhere."""
 _LARGEST = 1 << 24
 _MOST_LAYERS = 4096
+_MOST_EXPERTS = 1024
 MAX_LABELS = 100_000
 """The maximum number of labels: a tokenizer may be in a classifier's folder; language models have none."""
 _OTHER_NAMES = {
@@ -105,6 +106,8 @@ def _number_problems(config: Section, keys: Architecture, source: str) -> list[P
             )
         elif value is not None and key.endswith(("layers", "n_layer")) and value > _MOST_LAYERS:
             problems.append(Problem(f"{source}: {key}", f"{value:,} layers exceed the limit of {_MOST_LAYERS:,}"))
+        elif value is not None and key.endswith("_experts") and value > _MOST_EXPERTS:
+            problems.append(Problem(f"{source}: {key}", f"{value:,} experts exceed the limit of {_MOST_EXPERTS:,}"))
     for key in keys.numbers:
         value = _value(config, key)
         if value is not None and not (type(value) in (int, float) and 0 < value < math.inf):

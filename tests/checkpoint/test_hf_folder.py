@@ -193,6 +193,15 @@ def test_norms_of_more_heads_than_a_model_has_are_refused() -> None:
     assert "qk_layernorm with 65,552 norms of heads" in problem.what
 
 
+def test_more_experts_than_a_model_has_are_refused() -> None:
+    """Each has tensors of its own, whose names would fill the memory."""
+    keys = ("hidden_size", "intermediate_size", "num_attention_heads", "num_experts_per_tok", "num_hidden_layers")
+    config = {"architectures": ["MixtralForCausalLM"], **dict.fromkeys((*keys, "vocab_size"), 4)}
+    assert not config_problems(config | {"num_local_experts": 1024}, "config.json")
+    (problem,) = config_problems(config | {"num_local_experts": 1025}, "config.json")
+    assert problem.what == "1,025 experts exceed the limit of 1,024"
+
+
 def test_a_problem_is_told_once(tmp_path: Path) -> None:
     """tokenizer_config.json is read as settings and as a file of the tokenizer."""
     folder = write_folder(tmp_path / "hf")
