@@ -28,8 +28,9 @@ Figures = Mapping[str, float]
 _COLUMNS = {
     "logits": "logits",
     "gradients": "gradients, relative",
-    "adapted_logits": "logits with IA3 in the weights",
-    "peft_logits": "logits with IA3 in PEFT",
+    "adapted_logits": "IA3 in the weights",
+    "peft_ia3": "IA3 in PEFT",
+    "peft_lora": "LoRA in PEFT",
 }
 
 
