@@ -17,6 +17,7 @@ from nemo_launcher.errors import UserError
 from nemo_launcher.evaluation.figures import choose, scores_of, value_of
 from nemo_launcher.evaluation.metrics import registry
 from nemo_launcher.evaluation.metrics.metric import Answered
+from nemo_launcher.evaluation.metrics.overlap import rouge_scorer
 from nemo_launcher.evaluation.metrics.registry import find, name_problems, names_for, register, registered
 from nemo_launcher.evaluation.questions import Question
 
@@ -82,18 +83,28 @@ def test_no_common_word_is_no_bleu_and_four_words_are_not_needed() -> None:
 
 
 def test_rouge_is_that_of_rouge_score_with_the_best_answer() -> None:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer, questions = RougeScorer(["rougeL"], use_stemmer=True), texts(4, 30)
+    scorer, questions = rouge_scorer()(["rougeL"], use_stemmer=True), texts(4, 30)
     expected = [max(scorer.score(a, q.prediction)["rougeL"].fmeasure for a in q.answers) for q in questions]
     assert value("rougeL", questions) == pytest.approx(np.mean(expected))
     assert value("rougeL", [Answered(prediction="he runs", answers=["he running"])]) == 1.0  # the stemmer
 
 
-def test_rouge_compares_the_words_of_other_scripts() -> None:
-    from rouge_score.rouge_scorer import RougeScorer
+def test_rouge_leaves_a_redirected_stderr_open() -> None:
+    """absl, which rouge-score imports, would close it when Hydra configures logging."""
+    code = (
+        "import contextlib, io, logging.config\n"
+        "from nemo_launcher.evaluation.metrics.overlap import rouge_l\n"
+        "shown = io.StringIO()\n"
+        "with contextlib.redirect_stderr(shown): assert rouge_l('a b', 'a b') == 1.0\n"
+        "logging.config.dictConfig({'version': 1})\n"
+        "assert not shown.closed\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+
+def test_rouge_compares_the_words_of_other_scripts() -> None:
+    scorer = rouge_scorer()(["rougeL"], use_stemmer=True)
     for latin in (
         "caf\u00e9 cafe\u0301 na\u00efve",
         "A-B_c 3.5 running \U0001f600 \u201cdogs\u201d",

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,11 +26,23 @@ _UNSPACED = re.compile(
 
 
 @functools.cache
+def rouge_scorer() -> Any:
+    """Return rouge-score's RougeScorer.
+
+    It imports absl, whose log handler keeps what is sys.stderr then. When logging is configured anew, as Hydra does,
+    the handler closes that file unless it is the process's own.
+    """
+    with contextlib.redirect_stderr(sys.__stderr__):
+        from rouge_score.rouge_scorer import RougeScorer
+    return RougeScorer
+
+
+@functools.cache
 def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
+    scorer = rouge_scorer()
     from rouge_score.tokenizers import DefaultTokenizer
 
-    return RougeScorer(["rougeL"], tokenizer=_AllScripts(DefaultTokenizer(use_stemmer=True)))
+    return scorer(["rougeL"], tokenizer=_AllScripts(DefaultTokenizer(use_stemmer=True)))
 
 
 class _AllScripts:
