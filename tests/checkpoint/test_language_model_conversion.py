@@ -121,7 +121,7 @@ def test_a_head_that_differs_although_both_keys_tie_it_is_refused(gemma: Path, t
 def test_pickles_are_sorted_alike(tmp_path: Path) -> None:
     save(tmp_path / "hf", FAMILIES["images-mistral3-pickle"])
     path = tmp_path / "hf/pytorch_model.bin"
-    weights = torch.load(path)
+    weights = torch.load(path, weights_only=True)
     for other, told in (
         ("language_model.model.norm.weight", "tensors have names of two layouts"),
         ("audio_tower.weight", "1 tensors belong neither to its language model nor to its other parts: audio_tower"),

@@ -61,7 +61,7 @@ class Both:
     def stored(self) -> dict[str, Tensor]:
         """Return the weights in the folder of `theirs` that the base has."""
         files = [*self.path.parent.glob("hf/*.safetensors"), *self.path.parent.glob("hf/*.bin")]
-        parts = [load_file(file) if file.suffix == ".safetensors" else torch.load(file) for file in files]
+        parts = [load_file(f) if f.suffix == ".safetensors" else torch.load(f, weights_only=True) for f in files]
         found = {name: tensor for part in parts for name, tensor in part.items()}
         return language_model(found) if self.sees_images else found
 
