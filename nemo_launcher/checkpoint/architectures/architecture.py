@@ -40,7 +40,7 @@ class Source:
     """The tensors that form one of ours, without their endings `.weight` and `.bias`."""
 
     names: tuple[str, ...]
-    """Names in Hugging Face's files; * stands for the number of the layer, @ for that of the head."""
+    """Names in Hugging Face's files; * stands for the number of the layer, @ for that of the head or expert."""
     layout: Layout
     """How they form ours."""
     otherwise: Source | None = None

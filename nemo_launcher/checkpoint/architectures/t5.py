@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nemo_launcher.checkpoint.architectures.architecture import Architecture
 from nemo_launcher.files.values import Section
 
@@ -57,25 +59,11 @@ T5 = Architecture(
     ),
     problems=_problems,
 )
-MT5 = Architecture(
-    name="MT5ForConditionalGeneration",
-    kind="mt5",
-    family="t5",
-    counts=T5.counts,
-    optional_counts=T5.optional_counts,
-    numbers=T5.numbers,
-    flags=T5.flags,
-    others=(*T5.others, "tokenizer_class"),
-    problems=_problems,
-)
-UMT5 = Architecture(
+MT5 = replace(T5, name="MT5ForConditionalGeneration", kind="mt5", others=(*T5.others, "tokenizer_class"))
+UMT5 = replace(
+    MT5,
     name="UMT5ForConditionalGeneration",
     kind="umt5",
-    family="t5",
-    counts=T5.counts,
-    optional_counts=T5.optional_counts,
-    numbers=T5.numbers,
     flags=("tie_word_embeddings",),
-    others=(*T5.others, "tokenizer_class", "scalable_attention"),
-    problems=_problems,
+    others=(*MT5.others, "scalable_attention"),
 )
