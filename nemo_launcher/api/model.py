@@ -245,15 +245,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _use_device(device: str) -> None:
-    import torch
-
     from nemo_launcher.runtime.ranks import use_accelerator
 
     if device not in DEVICES:
         raise UserError(Problem("device", f"no such device: {device!r}", did_you_mean(str(device), DEVICES)))
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(Problem("device", "is cuda, but this machine has no GPU", "device='cpu', or leave it out"))
-    use_accelerator(device)
+    use_accelerator(device, "device", "device='cpu', or leave it out")
 
 
 def _token_ids(answer: Mapping[str, object]) -> list[int]:

@@ -22,7 +22,7 @@ from nemo_launcher.evaluation.prompt_settings import parse_settings, templates_o
 from nemo_launcher.evaluation.sampling import Request
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.files.values import Section, below
-from nemo_launcher.runtime.precision import dtype_of
+from nemo_launcher.runtime.precision import computed_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Session:
 
         Raises UserError for unreadable files, an adapter of another base and unknown keys.
         """
-        dtype, overrides = dtype_of(precision, "--precision"), parse_settings(settings)
+        dtype, overrides = computed_dtype(precision, "--precision"), parse_settings(settings)
         return cls._with(load_base(base, dtype=dtype), adapter, overrides)
 
     def with_adapter(self, adapter: str | Path | None) -> Session:

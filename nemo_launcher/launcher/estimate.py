@@ -11,7 +11,6 @@ from pathlib import Path
 from nemo_launcher.adapters import settings
 from nemo_launcher.adapters.registry import method_of, settings_of
 from nemo_launcher.checkpoint.outline import Outline, StackSizes
-from nemo_launcher.clusters.interactive.cluster import has_gpu
 from nemo_launcher.config.automatic import TEST_STEPS, finds_rate
 from nemo_launcher.config.hidden_states import stored_stack
 from nemo_launcher.config.monitored import metrics_of
@@ -28,6 +27,7 @@ from nemo_launcher.launcher.row_sizes import StepRows, longest_possible, num_thr
 from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import Conversion, Learning
 from nemo_launcher.megatron.sizes import described_sizes
+from nemo_launcher.runtime.gpu_devices import has_gpu
 from nemo_launcher.runtime.progress_file import duration
 from nemo_launcher.runtime.row_costs import Calibration, cpu_name
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ from nemo_launcher.megatron.cpu_megatron import patch_megatron_for_cpu
 from nemo_launcher.megatron.single_group import share_world_group
 from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.runtime import ranks
+from nemo_launcher.runtime.gpus import gpu_number
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -177,7 +177,11 @@ def merge_stages(state: Mapping[Key, Value]) -> dict[Key, Value]:
 
 
 def merge_replicas(state: dict[Key, Value]) -> dict[Key, Value]:
-    """Return the union of the model replicas' dictionaries; all replicas must call this."""
+    """Return the union of the model replicas' dictionaries; all ranks must call this.
+
+    Replicas that answer a share of the questions each may end hours apart.
+    """
+    ranks.barrier()
     return _merged(state, parallel_state.get_data_parallel_group())
 
 
@@ -216,10 +220,6 @@ def local_device() -> torch.device:
     """
     if not ranks.uses_gpu():
         return torch.device("cpu")
-    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if number >= count:
-        what = f"process {number + 1} of this node has no GPU: it can use {count}"
-        raise UserError(Problem("trainer.devices", what, f"trainer.devices={count}, or a job with more GPUs"))
-    device = torch.device("cuda", number)
+    device = torch.device("cuda", gpu_number())
     torch.cuda.set_device(device)
     return device

@@ -7,6 +7,7 @@ import torch
 
 from nemo_launcher.config.precision import PRECISION_ALIASES, PRECISIONS, STORED_PRECISIONS
 from nemo_launcher.errors import Problem, UserError, did_you_mean
+from nemo_launcher.runtime import gpus, ranks
 
 
 def dtype_of(precision: str | int, where: str) -> torch.dtype:
@@ -20,6 +21,14 @@ def dtype_of(precision: str | int, where: str) -> torch.dtype:
         fix = did_you_mean(str(precision), names) if meant == precision else f"did you mean {str(meant)!r}?"
         raise UserError(Problem(where, f"unknown precision {precision!r}", fix))
     dtype: torch.dtype = getattr(torch, names[str(precision)])
+    return dtype
+
+
+def computed_dtype(precision: str | int, where: str) -> torch.dtype:
+    """Return dtype_of, for a model that this process computes. Raises UserError too if its GPU does not compute it."""
+    dtype = dtype_of(precision, where)
+    if dtype == torch.bfloat16 and ranks.uses_gpu():
+        gpus.check_bf16(where)
     return dtype
 
 

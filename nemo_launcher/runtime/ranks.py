@@ -22,20 +22,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import parse_json
+from nemo_launcher.runtime import gpus
+from nemo_launcher.runtime.gpu_devices import has_gpu
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed import ProcessGroup, Store
 
 # Gloo raises a plain RuntimeError with these texts; NCCL and the store have their own error types.
 _LOST = re.compile(
     r"gloo/transport.*(closed by peer|reset by peer|Broken pipe|Connection refused|Socket closed|Read error)", re.S
 )
 LEAVE_SECONDS = 5  # torchrun, srun and Kubernetes end the ranks that wait for one that has failed
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for each other where one may take much longer: longer than any job.
+
+Gloo notices at once that a rank has ended. NCCL does not, so that its own limit of minutes stays.
+"""
 Value = TypeVar("Value")
 _local_first_calls = itertools.count()  # calls of local_rank_zero_first
 _decisions = itertools.count()
 _may_use_gpu = True
 _store: Store | None = None  # torch.distributed's key-value store; None for a single process
+_patient: ProcessGroup | None = None  # all ranks, on Gloo, with PATIENCE
 
 
 def rank() -> int:
@@ -50,25 +58,24 @@ def world_size() -> int:
 
 def init_process_group() -> None:
     """Create torch.distributed's process group once: NCCL for GPU tensors, Gloo for CPU tensors."""
-    global _store
-    import torch
+    global _store, _patient
     import torch.distributed as dist
 
     if dist.is_initialized():
         return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if uses_gpu() else "gloo"
     if world_size() == 1:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # Lightning reads them
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
 
-    def rendezvous() -> Store:
+    def rendezvous() -> tuple[Store, ProcessGroup]:
         store: Store
         store, number, size = next(iter(dist.rendezvous("env://")))
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=number, world_size=size)
-        return store
+        return store, dist.new_group(backend="gloo", timeout=PATIENCE)
 
-    _store = _interruptible(rendezvous)
+    _store, _patient = _interruptible(rendezvous)
 
 
 def _interruptible(wait: Callable[[], Value]) -> Value:
@@ -85,16 +92,21 @@ def _interruptible(wait: Callable[[], Value]) -> Value:
     return outcome.result()
 
 
-def use_accelerator(name: str) -> None:
-    """Let this process compute on trainer.accelerator: gpu, cuda, cpu or auto.
+def use_accelerator(name: str, where: str = "trainer.accelerator", fix: str = "trainer.accelerator=cpu") -> None:
+    """Let this process compute on an accelerator: gpu, cuda, cpu or auto.
 
-    Raises UserError if a GPU is requested and the machine has none.
+    where: the key that names it; fix: how to choose the CPU. Raises UserError if a GPU is requested and torch can use
+    none, or none that is this process's own. A GPU that `auto` cannot use is told on standard error.
     """
     global _may_use_gpu
     _may_use_gpu = name != "cpu"
-    if name in ("gpu", "cuda") and not uses_gpu():
-        fix = "write trainer.accelerator=cpu or auto"
-        raise UserError(Problem("trainer.accelerator", f"is {name}, but this machine has no GPU", fix))
+    if uses_gpu():
+        gpus.check_gpu()
+    elif name in ("gpu", "cuda"):
+        what, mend = gpus.none_usable()
+        raise UserError(Problem(where, f"is {name}, but {what}", f"{mend}, or {fix}" if mend else fix))
+    elif _may_use_gpu and rank() == 0 and has_gpu():
+        print(f"computing on the CPU: {' ('.join(filter(None, gpus.none_usable()))})", file=sys.stderr, flush=True)
 
 
 def uses_gpu() -> bool:
@@ -191,7 +203,7 @@ def decide_on_rank_zero(decide: Callable[[], Value]) -> Value:
             answer = {"problems": [[problem.where, problem.what, problem.fix] for problem in error.problems]}
         _store.set(key, json.dumps(answer))
     else:
-        _interruptible(lambda: _store.wait([key], timedelta(hours=1)))
+        _interruptible(lambda: _store.wait([key], PATIENCE))
         answer = parse_json(_store.get(key), "rank 0")
     if "problems" in answer:
         raise UserError([Problem(*problem) for problem in answer["problems"]])
@@ -200,24 +212,27 @@ def decide_on_rank_zero(decide: Callable[[], Value]) -> Value:
 
 
 def barrier() -> None:
-    """Wait for all ranks; raise an error as soon as one of them has ended (is_lost_connection)."""
+    """Wait for all ranks, however long; raise an error as soon as one of them has ended (is_lost_connection)."""
     if _store is None:
         return
     import torch
     import torch.distributed as dist
 
-    dist.all_reduce(torch.zeros(()))  # a CPU tensor: Gloo
+    dist.all_reduce(torch.zeros(()), group=_patient)
 
 
 def gather_objects(value: Value) -> list[tuple[str, Value]]:
-    """Return the values of all ranks in rank order, each with its node's name; all ranks must call this."""
+    """Return the values of all ranks in rank order, each with its node's name; all ranks must call this.
+
+    Tensors must be in main memory: each rank would rebuild those of a GPU on that GPU.
+    """
     mine = (platform.node(), value)
     if _store is None:
         return [mine]
     import torch.distributed as dist
 
     all_values: list[tuple[str, Value] | None] = [None] * world_size()
-    dist.all_gather_object(all_values, mine)
+    dist.all_gather_object(all_values, mine, group=_patient)
     return [found for found in all_values if found is not None]
 
 
@@ -228,16 +243,16 @@ def broadcast_from_rank_zero(make: Callable[[], Value]) -> Value:
     import torch.distributed as dist
 
     values: list[Value | None] = [make() if rank() == 0 else None]
-    dist.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values, src=0, group=_patient)
     (value,) = values
     assert value is not None
     return value
 
 
 def destroy_process_group() -> None:
-    """Wait for all ranks, then destroy the process group."""
+    """Wait for all ranks, then destroy the process groups."""
     import torch.distributed as dist
 
     if _store is not None:
-        dist.barrier()
+        barrier()
         dist.destroy_process_group()

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from glob import glob
 from pathlib import Path
 from types import FrameType
 from typing import ClassVar
@@ -28,6 +27,7 @@ from nemo_launcher.clusters.record import JobRecord, read, started
 from nemo_launcher.clusters.state import JobStatus
 from nemo_launcher.errors import Problem
 from nemo_launcher.files.locks import folder_lock
+from nemo_launcher.runtime.gpu_devices import VISIBLE, num_gpus
 from nemo_launcher.runtime.progress_file import TERMINAL_VARIABLE
 
 GRACE_S = 60.0
@@ -36,12 +36,6 @@ LAST_LINES = 15
 TORCHRUN_LINES = 60
 FROM_TORCHRUN = re.compile(r"[EW]\d{4} .*torch/distributed/elastic/multiprocessing/api\.py")
 """Matches the first line of torchrun's own report after a rank has failed."""
-GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
-
-
-def has_gpu() -> bool:
-    """Return whether this machine has a GPU device."""
-    return any(map(glob, GPU_DEVICES))
 
 
 class Stopped(KeyboardInterrupt):
@@ -70,10 +64,22 @@ class Interactive(Cluster):
                 key = f"{job.stage}.trainer.num_nodes"
                 what = f"{job.num_nodes} nodes, but cluster_type=interactive has only this machine"
                 problems.append(Problem(key, what, f"{key}=1, or cluster_type=bcm"))
-            if job.needs_gpu and not self.settings.debug and not has_gpu():
-                key = f"{job.stage}.trainer.accelerator"
-                problems.append(Problem(key, "this machine has no GPU", f"{key}=cpu {job.stage}.trainer.devices=1"))
+            problems += [] if self.settings.debug else self._without_gpus(job)
         return problems
+
+    def _without_gpus(self, job: Job) -> list[Problem]:
+        """Return a problem if this machine has fewer GPUs than a job has processes that use one."""
+        count = num_gpus({**os.environ, **self.settings.env_vars})
+        if not job.wants_gpu or count is None or count >= job.devices or (count == 0 and not job.needs_gpu):
+            return []
+        on_cpu = f"{job.stage}.trainer.accelerator=cpu"
+        if count == 0:
+            fix = f"{on_cpu} {job.stage}.trainer.devices=1"
+            what = f"{VISIBLE} hides the GPUs of this machine" if num_gpus({}) else "this machine has no GPU"
+            return [Problem(f"{job.stage}.trainer.accelerator", what, fix)]
+        key = f"{job.stage}.trainer.devices"
+        what = f"is {job.devices}, but jobs on this machine can use {count} GPU{'s' if count > 1 else ''}"
+        return [Problem(key, what, f"lower {key} (and the parallel sizes), or {on_cpu}")]
 
     def body(self, job: Job) -> list[str]:
         python = [self.interpreter(), "-u"]

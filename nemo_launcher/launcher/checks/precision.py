@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from nemo_launcher.clusters.interactive.cluster import Interactive, has_gpu
+from nemo_launcher.clusters.interactive.cluster import Interactive
 from nemo_launcher.config.precision import PRECISIONS
 from nemo_launcher.errors import Problem
 from nemo_launcher.launcher.memory import packs_bf16
 from nemo_launcher.launcher.stage import Stage
 from nemo_launcher.launcher.stages import Evaluation, Learning
+from nemo_launcher.runtime.gpu_devices import has_gpu
 
 
 def slow_precisions(stages: Sequence[Stage], kind: str) -> Iterator[Problem]:
