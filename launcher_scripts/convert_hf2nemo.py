@@ -23,6 +23,7 @@ if __name__ == "__main__":
 
 from nemo_launcher.config.load import Loaded
 from nemo_launcher.config.sections import Conversion
+from nemo_launcher.runtime import ranks
 from nemo_launcher.script import run_script
 
 
@@ -32,6 +33,7 @@ def main(job: Loaded[Conversion]) -> None:
     from nemo_launcher.checkpoint.sources import KEY
     from nemo_launcher.conversion.convert import convert
 
+    ranks.use_accelerator("cpu")
     model = job.section.model
     source = local_source(model.hf_model_path, KEY)
     convert(source, Path(model.nemo_path), model.precision, language_model=model.hf_language_model)

@@ -172,7 +172,10 @@ def pipeline_rank() -> int:
 
 
 def merge_stages(state: Mapping[Key, Value]) -> dict[Key, Value]:
-    """Return the union of the pipeline stages' dictionaries; all stages must call this."""
+    """Return the union of the pipeline stages' dictionaries; all stages must call this.
+
+    Tensors must be in main memory (AdapterSet.gather), since they are pickled.
+    """
     return _merged(state, parallel_state.get_pipeline_model_parallel_group())
 
 
