@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from nemo_launcher import __version__
@@ -41,6 +42,8 @@ def scores_key(base: Base, adapter: Adapter, samples: Sequence[Sample], batch_si
 def _key(base: Base, adapter: Adapter, settings: Mapping[str, object], samples: Sequence[object]) -> str:
     digest = hashlib.sha256()
     of_model = [__version__, base.fingerprint, base.checksum, str(base.dtype), settings]
+    if torch.backends.cuda.matmul.allow_tf32:
+        of_model.append("tf32")
     digest.update(json.dumps(of_model, sort_keys=True).encode())
     tensors = ((f"{key} {name}", adapter[key][name]) for key in sorted(adapter) for name in sorted(adapter[key]))
     for name, tensor in tensors:

@@ -42,7 +42,7 @@ from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.agreement import check_same, file_checksum, flat_settings
-from nemo_launcher.runtime.precision import computed_dtype
+from nemo_launcher.runtime.precision import allow_tf32, computed_dtype
 from nemo_launcher.runtime.progress import Progress
 
 
@@ -52,6 +52,7 @@ def evaluate(job: Loaded[Evaluation]) -> None:
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
     check_names(config.pred_file_path)
     dtype = computed_dtype(config.trainer.precision, "trainer.precision")
+    allow_tf32(config.trainer.tf32)
     sampling = Sampling.of_job(config.inference)  # reports values out of range before anything is read
     find(config.metrics or ())  # so does this for names of metrics
     num_ranks = config.tensor_model_parallel_size * config.pipeline_model_parallel_size

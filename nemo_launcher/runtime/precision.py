@@ -32,6 +32,11 @@ def computed_dtype(precision: str | int, where: str) -> torch.dtype:
     return dtype
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Set whether products in fp32 on a GPU may round their factors to TF32; call before the base is loaded."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
 def stored_precision(dtype: torch.dtype) -> str | int:
     """Return the precision that a base with weights of this dtype stores in its configuration."""
     return STORED_PRECISIONS[str(dtype).removeprefix("torch.")]

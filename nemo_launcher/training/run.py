@@ -35,7 +35,7 @@ from nemo_launcher.megatron.compilation import check_torch_compile
 from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.agreement import check_same
-from nemo_launcher.runtime.precision import computed_dtype
+from nemo_launcher.runtime.precision import allow_tf32, computed_dtype
 from nemo_launcher.runtime.progress_file import SUMMARY_NAME
 from nemo_launcher.runtime.startup import quick_imports
 from nemo_launcher.training.automatic import described, with_kept_values, with_numbers
@@ -58,6 +58,7 @@ def train(job: Loaded[Learning]) -> None:
         raise UserError(problems)
     parallel.check_world(config.trainer.devices, config.trainer.num_nodes)
     dtype = computed_dtype(config.trainer.precision, "trainer.precision")
+    allow_tf32(config.trainer.tf32)
     if config.model.torch_compile:
         check_torch_compile(parallel.local_device(), "model.torch_compile")
     templates = _checked_data(job)

@@ -60,6 +60,11 @@ class LearningTrainer:
     """The device type that runs the model."""
     precision: Precision
     """The type of the frozen base model's weights and activations; adapters train in fp32."""
+    tf32: bool = omitted(False)
+    """Whether products in fp32 on a GPU may round their factors to TF32, which is several times faster.
+
+    Not a NeMo key.
+    """
     max_epochs: Annotated[int, Bounds(minimum=-1, example=4)] | None = None
     """Epochs after which training ends; null or -1 to use only `max_steps`."""
     max_steps: FromMinusOne | None = -1

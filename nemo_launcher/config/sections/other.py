@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from nemo_launcher.config.constraints import Bounds, Length
 from nemo_launcher.config.datasets import DatasetName
-from nemo_launcher.config.fields import PathOrHubText, PathText, optional
+from nemo_launcher.config.fields import PathOrHubText, PathText, omitted, optional
 from nemo_launcher.config.precision import Precision, StoredPrecision
 from nemo_launcher.config.sections.common import (
     Accelerator,
@@ -111,6 +111,8 @@ class EvaluationTrainer:
     """The device type that runs the model."""
     precision: Precision = "bf16"
     """The type of weights and activations."""
+    tf32: bool = omitted(False)
+    """Whether products in fp32 on a GPU may round their factors to TF32. Not a NeMo key."""
     logger: bool = optional()
     """Not read: an evaluation logs nothing."""
 
