@@ -17,8 +17,12 @@ from nemo_launcher.config.traversal import Traversal
 from nemo_launcher.data.job_distribution import distribute_jobs
 from nemo_launcher.data.layout import Concurrency, Layout
 from nemo_launcher.data.prefix_tree import PrefixTree, prefix_trees
+from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.data.samples import Batch, Sample
 from nemo_launcher.data.traversal import DepthRule
+
+Numbered = Sequence[tuple[int, Sample]]
+"""Samples with their numbers in the data set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class GlobalBatch:
     """The number of this rank's micro-batches that run concurrently (training.workers)."""
     costs: Sequence[float] = ()
     """The cost of each of this rank's micro-batches (runtime.row_costs)."""
+    members: Sequence[Sequence[int]] = ()
+    """The samples of each of this rank's micro-batches: their numbers in the data set (CollateNumbered)."""
 
     @property
     def computed_tokens(self) -> int:
@@ -92,7 +98,14 @@ class Collate:
             wrong_tokens=sum(sample.num_wrong_tokens for sample in samples),
             workers=concurrency.workers,
             costs=[costs[place] for place in mine],
+            members=[cut[place] for place in mine],
         )
+
+    def packed_again(self, samples: Sequence[Sample], like: Batch, tokens: float) -> Batch:
+        """Return some samples of the micro-batch `like`; if it is a tree, in rows of at most `tokens` tokens."""
+        if self.pack_rows is not None and isinstance(like, RowForest):
+            return self.pack_rows(samples, tokens)
+        return self.pack(samples, share_prefix=self.share_prefix)
 
     def _packed(self, samples: Sequence[Sample], rule: DepthRule) -> Batch:
         if self.pack_rows is not None and rule.applies(samples):
@@ -140,6 +153,22 @@ class Collate:
         if self.ranks == 1 or not self.keep_groups:
             return list(range(len(costs)))[self.rank :: self.ranks]
         return sorted(distribute_jobs(costs, self.ranks)[self.rank])
+
+
+@dataclass(frozen=True, slots=True)
+class CollateNumbered:
+    """Collates samples that come with their numbers in the data set, so that they can be found again (picklable)."""
+
+    collate: Collate
+    """Collates samples."""
+
+    def __call__(self, numbered: Numbered) -> GlobalBatch:
+        batch = self.collate([sample for _, sample in numbered])
+        return replace(batch, members=[[numbered[place][0] for place in places] for places in batch.members])
+
+    def packed_again(self, numbered: Numbered, like: Batch, tokens: float) -> Batch:
+        """Return Collate.packed_again."""
+        return self.collate.packed_again([sample for _, sample in numbered], like, tokens)
 
 
 # Another number of workers than the default, or depth instead of breadth, must be predicted to save at least this

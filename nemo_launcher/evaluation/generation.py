@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from nemo_launcher.data.samples import Sample
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.megatron import parallel
+from nemo_launcher.runtime.gpu_memory import free_cached, gpu_size, is_out_of_memory
 
 if TYPE_CHECKING:
     from nemo_launcher.families.base import Base
@@ -39,22 +41,54 @@ def generate(
     returns all answers. report: called with the number of samples finished since the last call; a replica assumes that
     the others have the same progress. known: existing answers by sample index. keep: called with each new answer of the
     replica as soon as it is complete. Raises UserError when the model's output is not finite.
+    If the memory of a GPU runs out, the answers that have not ended start again, half as many at a time.
     """
     order = [place for batch in cut_by_prefix(samples, batch_size) for place in batch if place not in known]
     rank, replicas = parallel.data_rank(), parallel.data_size()
     mine = order[len(order) * rank // replicas : len(order) * (rank + 1) // replicas]
-    running = _Running(base, [samples[place] for place in mine], sampling, [sampling.seed + place for place in mine])
-    finished = reported = 0
-    while finished < len(mine):
-        for place in running.step(batch_size):
-            keep(mine[place], running.results[place])
-            finished += 1
-        of_all = len(order) * finished // len(mine)
-        if of_all > reported:
-            report(of_all - reported)
-            reported = of_all
-    found = {**known, **parallel.merge_replicas(dict(zip(mine, running.results, strict=True)))}
+    answers: dict[int, list[int]] = {}
+    reported = 0
+    while len(answers) < len(mine):
+        left = [place for place in mine if place not in answers]
+        running = _Running(
+            base, [samples[place] for place in left], sampling, [sampling.seed + place for place in left]
+        )
+        try:
+            while len(left) > running.num_ended:
+                for number in running.step(batch_size):
+                    answers[left[number]] = running.results[number]
+                    keep(left[number], running.results[number])
+                of_all = len(order) * len(answers) // len(mine)
+                if of_all > reported:
+                    report(of_all - reported)
+                    reported = of_all
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            batch_size = _halved(batch_size, samples[left[running.num_ended]])
+        del running
+        if len(answers) < len(mine):
+            free_cached()
+    found = {**known, **parallel.merge_replicas(answers)}
     return [found[place] for place in range(len(samples))]
+
+
+def _halved(batch_size: int, sample: Sample) -> int:
+    """Return a batch size that needs less memory.
+
+    Raises UserError if there is none, or if several ranks would have to agree on it. sample: one that runs.
+    """
+    fix = "use a shorter max_seq_length or tokens_to_generate, or a GPU with more memory"
+    if parallel.tensor_size() * parallel.pipeline_size() > 1:
+        what = f"{batch_size} answers at a time do not fit into {gpu_size()}"
+        raise UserError(Problem("batch_size", what, f"lower batch_size, or {fix}"))
+    if batch_size == 1:
+        what = f"an answer to {sample.num_input_tokens:,} tokens does not fit into {gpu_size()}"
+        raise UserError(Problem(sample.source or "batch_size", what, fix))
+    smaller = batch_size // 2
+    what = f"the memory of the GPU ran out: {smaller} answers at a time instead of {batch_size}, which are the same"
+    print(f"{what}; a lower batch_size avoids the failed attempt", file=sys.stderr, flush=True)
+    return smaller
 
 
 class _Running:
@@ -69,6 +103,7 @@ class _Running:
         self.generators = [torch.Generator(device=base.device).manual_seed(seed) for seed in seeds]
         self.results: list[list[int]] = [[] for _ in samples]
         self.decoding = base.family.start_decoding(base.model, base.device, samples, sampling.tokens_to_generate)
+        self.num_ended = 0
         self.joined = 0  # number of samples that have run or are running, always the first ones
         self.running: list[int] = []
         self.tokens: list[int] = []  # the last token of each running sample
@@ -83,6 +118,7 @@ class _Running:
         self.tokens = self._choose(logits)
         ended = {place for place, token in enumerate(self.tokens) if not self._append_token(self.running[place], token)}
         finished = [self.running[place] for place in sorted(ended)]
+        self.num_ended += len(ended)
         if ended:
             kept = _kept_rows(len(self.running), ended)
             self.decoding.select(kept)

@@ -29,6 +29,7 @@ from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.packed_weight import use_packed_weights
 from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes
 from nemo_launcher.runtime.agreement import check_same
+from nemo_launcher.runtime.gpu_memory import check_weights
 from nemo_launcher.runtime.memory import limit_allocator_caches
 
 BASE_KEY = "language_model_path"
@@ -109,6 +110,8 @@ def load_base(
         mark = fingerprint(weights, settings)
         check_same(lambda: {BASE_KEY: mark})  # before ranks combine what they have read
         model = found.build(shape, dtype=dtype, sizes=sizes)
+        if device.type == "cuda":
+            check_weights(sum(weight.numel() for weight in model.parameters()) * dtype.itemsize, source)
         assignment = _Assignment(found, model, shape, weights, config, source, _num_tokens(tokenizer))
         count = assignment.run(dtype)
     sums = assignment.sums

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from nemo_launcher.adapters.registry import AdapterMethod
 from nemo_launcher.checkpoint.outline import dropout_rates
 from nemo_launcher.config.hidden_states import dropout_problem, layer_problem
-from nemo_launcher.data.batching import Collate, GlobalBatch
+from nemo_launcher.data.batching import Collate, CollateNumbered, GlobalBatch, Numbered
 from nemo_launcher.data.hidden_file import HiddenRows, TableShape, TableWriter, keep_mapped
 from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.data.samples import Batch, Sample
@@ -27,9 +27,6 @@ from nemo_launcher.megatron.partial_stack import first_adapted_layer
 from nemo_launcher.runtime.progress import Progress
 from nemo_launcher.training.hidden_cache import HiddenCache, cache_key
 from nemo_launcher.training.workers import run_concurrently
-
-Numbered = Sequence[tuple[int, Sample]]
-"""Samples with their numbers in the data set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +53,14 @@ class CollateStored:
     """Of the base's family."""
 
     def __call__(self, numbered: Numbered) -> GlobalBatch:
-        batch, members = _collate_numbered(self.collate, numbered)
-        pairs = zip(batch.micro_batches, members, strict=True)
+        batch = CollateNumbered(self.collate)(numbered)
+        pairs = zip(batch.micro_batches, batch.members, strict=True)
         return replace(batch, micro_batches=[self._attach(micro, numbers) for micro, numbers in pairs])
+
+    def packed_again(self, numbered: Numbered, like: Batch, tokens: float) -> Batch:
+        """Return Collate.packed_again, with the hidden states."""
+        packed = CollateNumbered(self.collate).packed_again(numbered, like, tokens)
+        return self._attach(packed, [number for number, _ in numbered])
 
     def _attach(self, micro: Batch, numbers: Sequence[int]) -> Batch:
         states, stored = self.states, self.stored
@@ -161,10 +163,10 @@ class _Filling:
         return checksum
 
     def _part(self, part: Sequence[int]) -> int:
-        batch, members = _collate_numbered(self.collate, [(number, self.samples[number]) for number in part])
+        batch = CollateNumbered(self.collate)([(number, self.samples[number]) for number in part])
 
         def run(own: list[int]) -> int:
-            return sum(self._micro_batch(batch.micro_batches[index], members[index]) for index in own)
+            return sum(self._micro_batch(batch.micro_batches[index], batch.members[index]) for index in own)
 
         return sum(run_concurrently(run, batch.costs, batch.workers))
 
@@ -181,22 +183,3 @@ class _Filling:
             found = order[torch.searchsorted(index, torch.arange(start, start + count))]
             checksum += self.writer.write(start, hidden[found])
         return checksum
-
-
-def _collate_numbered(collate: Collate, numbered: Numbered) -> tuple[GlobalBatch, list[list[int]]]:
-    """Return the collated samples, and for each of its micro-batches the numbers of its samples."""
-    number_of = {id(sample): number for number, sample in numbered}
-    packed: list[tuple[Batch, list[int]]] = []
-
-    def tracked(pack: Callable[..., Batch]) -> Callable[..., Batch]:
-        def packs(samples: Sequence[Sample], *args: object, **kwargs: object) -> Batch:
-            batch = pack(samples, *args, **kwargs)
-            packed.append((batch, [number_of[id(sample)] for sample in samples]))
-            return batch
-
-        return packs
-
-    pack_rows = None if collate.pack_rows is None else tracked(collate.pack_rows)
-    batch = replace(collate, pack=tracked(collate.pack), pack_rows=pack_rows)([sample for _, sample in numbered])
-    numbers = {id(micro): found for micro, found in packed}
-    return batch, [numbers[id(micro)] for micro in batch.micro_batches]

@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from nemo_launcher.config.sections.learning import Ia3Model, Mixture
 from nemo_launcher.config.traversal import Traversal, allows_depth
-from nemo_launcher.data.batching import Collate
+from nemo_launcher.data.batching import Collate, CollateNumbered
 from nemo_launcher.data.cache import cache_folders
 from nemo_launcher.data.layout import Layout
 from nemo_launcher.data.mixture import MixedTasks
@@ -24,25 +24,22 @@ from nemo_launcher.families.family import AnyFamily
 from nemo_launcher.megatron import parallel
 from nemo_launcher.runtime import ranks
 from nemo_launcher.training.data_workers import start_worker
+from nemo_launcher.training.fitting import Fitting
 from nemo_launcher.training.hidden_cache import HiddenCache
 from nemo_launcher.training.hidden_states import CollateStored, StoredHidden, store_hidden
 
 
 class _Samples(Dataset[object]):
-    """A map-style dataset over a sequence of samples, which may be a memory-mapped cache.
+    """A map-style dataset over a sequence of samples, which may be a memory-mapped cache, with their numbers."""
 
-    are_numbered: each item is a sample's number and the sample.
-    """
-
-    def __init__(self, samples: Sequence[Sample], *, are_numbered: bool) -> None:
+    def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
-        self.are_numbered = are_numbered
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, number: int) -> object:
-        return (number, self.samples[number]) if self.are_numbered else self.samples[number]
+    def __getitem__(self, number: int) -> tuple[int, Sample]:
+        return number, self.samples[number]
 
 
 def make_loaders(
@@ -124,11 +121,13 @@ class BatchLoader(DataLoader[object]):
             mixture=mixture,
         )
         processes = data.num_workers
-        collate = make_collate(settings, family, layout)
+        cut = make_collate(settings, family, layout)
+        collate = CollateNumbered(cut) if stored is None else CollateStored(cut, stored, family.hidden)
+        self.fitting = Fitting(samples, collate, may_cut=not settings.nemo_compat)
         super().__init__(
-            _Samples(samples, are_numbered=stored is not None),
+            _Samples(samples),
             batch_sampler=BatchSampler(self._samples_in_order, size, drop_last),
-            collate_fn=collate if stored is None else CollateStored(collate, stored, family.hidden),
+            collate_fn=collate,
             num_workers=processes,
             worker_init_fn=start_worker,
             pin_memory=data.pin_memory and parallel.local_device().type == "cuda",

@@ -19,6 +19,7 @@ from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.packed_weight import any_parameter
 from nemo_launcher.megatron.seeded_dropout import dropout_seed, seed_from
 from nemo_launcher.training.depth_first import DepthFirst, LossOf
+from nemo_launcher.training.fitting import Fitting, fits
 from nemo_launcher.training.gradient_sums import GradientSums
 from nemo_launcher.training.loss import TrainingLoss
 from nemo_launcher.training.workers import run_concurrently
@@ -46,13 +47,15 @@ def forward_backward(
     loss: TrainingLoss = _MEAN,
     loss_scale: float = 1.0,
     seed: int = 0,
+    fitting: Fitting | None = None,
 ) -> Tensor:
     """Return the loss of the global batch, [] (nats per answer token), the same on every rank.
 
     With `backward`, the gradients of this rank's samples are added to the adapters' parameters; sum them over the
     replicas with parallel.sum_over_replicas. loss: what is minimised, by default the mean over the answer tokens of the
     whole global batch, so that neither loss nor gradients depend on how the batch is cut. loss_scale: factor of the
-    gradients (training.loss_scale). seed: for the adapters' dropout.
+    gradients (training.loss_scale). seed: for the adapters' dropout. fitting: cuts micro-batches further that do not
+    fit into the memory of a GPU; not in a pipeline.
     """
 
     def loss_of(logits: Tensor, micro: Batch) -> Tensor:
@@ -61,7 +64,8 @@ def forward_backward(
     if parallel.pipeline_size() > 1:
         losses = _pipelined(model, batch.micro_batches, loss_of, backward=backward, seed=seed)
     else:
-        losses = run_side_by_side(model, batch, loss_of, backward=backward, seed=seed)
+        run = partial(run_side_by_side, model, loss_of=loss_of, backward=backward, seed=seed)
+        losses = run(batch) if fitting is None else fitting.run(run, batch)
     total = torch.zeros((), device=any_parameter(model).device)
     for part in losses:
         total += part
@@ -71,14 +75,18 @@ def forward_backward(
 def run_side_by_side(
     model: FrozenModel, batch: GlobalBatch, loss_of: LossOf, *, backward: bool, seed: int
 ) -> list[Tensor]:
-    """Return the loss of each worker's micro-batches; add their gradients to the parameters if `backward`."""
+    """Return the loss of each worker's micro-batches; add their gradients to the parameters if `backward`.
+
+    Raises DoesNotFitError, with no gradients added, if the memory of the GPU runs out.
+    """
     batches = batch.micro_batches
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def work(own: list[int]) -> tuple[Tensor, GradientSums]:
         total, sums = torch.zeros(()), GradientSums(parameters)
         for index in own:
-            loss = _run(model, batches[index], loss_of, sums if backward else None, (seed, index))
+            with fits(index):
+                loss = _run(model, batches[index], loss_of, sums if backward else None, (seed, index))
             total = total.to(loss.device) + loss
         return total, sums
 

@@ -117,13 +117,9 @@ class AdapterLearningModel(ModelPT):
         step, own_tokens = self.trainer.global_step, self.adapters.sequence_parallel
         seed = step_seed(self.settings.seed, step, sequence_parallel=own_tokens)
         torch.manual_seed(seed)
+        model, fitting, scale = self.frozen_model, self.train_loader.fitting, self.loss_scale.value
         loss = forward_backward(
-            self.frozen_model,
-            batch,
-            backward=True,
-            loss=self.training_loss,
-            loss_scale=self.loss_scale.value,
-            seed=seed,
+            model, batch, backward=True, loss=self.training_loss, loss_scale=scale, seed=seed, fitting=fitting
         )
         self.adapters.sum_gradients()
         self._skipped = not self.loss_scale.unscale(self.adapters.parameters())
@@ -165,7 +161,8 @@ class AdapterLearningModel(ModelPT):
 
     def validation_step(self, batch: GlobalBatch, batch_idx: int) -> None:
         """Add one batch to the validation loss."""
-        loss = forward_backward(self.frozen_model, batch, backward=False, loss=self.training_loss)
+        fitting = self.validation_loader.fitting
+        loss = forward_backward(self.frozen_model, batch, backward=False, loss=self.training_loss, fitting=fitting)
         self.validation_loss.add(float(loss), batch.answer_tokens)
 
     def on_validation_epoch_end(self, sync_metrics: bool = False) -> None:

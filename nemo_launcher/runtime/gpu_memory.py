@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory of a GPU: what fits, and the errors with which it runs out."""
+
+from __future__ import annotations
+
+import gc
+import re
+
+from nemo_launcher.errors import Problem, UserError
+
+_TEXTS = re.compile(r"CUDA (driver )?error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDA out of memory")
+"""cuBLAS and cuDNN allocate outside of torch, which reports their errors as a plain RuntimeError."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the memory of a GPU has run out."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and _TEXTS.search(str(error)) is not None
+    )
+
+
+def free_cached() -> None:
+    """Return the memory that torch keeps for itself to the GPU. Errors that hold tensors must be gone."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def gpu_size() -> str:
+    """Return the memory of this process's GPU in words."""
+    import torch
+
+    if not torch.cuda.is_available():  # a test
+        return "the GPU's memory"
+    return f"the GPU's {torch.cuda.mem_get_info()[1] / 2**30:.0f} GiB"
+
+
+def check_weights(needed: int, where: str) -> None:
+    """Raise UserError if the weights of this process do not fit into its GPU. needed: bytes; where: the base."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    if needed <= free:
+        return
+    sizes = [f"{size / 2**30:.1f} GiB" for size in (needed, total, free)]
+    what = f"needs {sizes[0]} for its weights on each GPU, which has {sizes[1]}, of which {sizes[2]} are free"
+    fix = "use trainer.precision=bf16, or share the model among more GPUs (tensor_model_parallel_size, trainer.devices)"
+    if needed <= total:
+        fix = f"end the other programs on the GPU (nvidia-smi lists them), or {fix}"
+    raise UserError(Problem(where, what, fix))
