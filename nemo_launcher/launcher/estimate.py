@@ -110,15 +110,24 @@ def peak_memory(known: _Known) -> str:
 
     It is "about" so much for the samples in the data files, or "at most" while these do not exist.
     """
-    base, device = known.base, known.device
-    trained = trainable_parameters(known.stage, base.stacks)
-    gib = peak_bytes(base, known.settings, trained, known.rows.concurrent(), device) / 2**30
-    where = "memory on each GPU" if device.is_gpu else "memory in each process"
+    gib = _peak(known) / 2**30
+    where = "memory on each GPU" if known.device.is_gpu else "memory in each process"
     return (
         f"{'about' if known.measured else 'at most'} {gib:.1f} GiB of {where}"
         if gib >= 0.1
         else f"less than 0.1 GiB of {where}"
     )
+
+
+def gpu_bytes(stage: Learning, probe: LaunchProbe) -> float | None:
+    """Return about how much memory a rank needs on its GPU, in bytes; None on a CPU, or if the base is unknown."""
+    known = _known(stage, probe)
+    return _peak(known) if known is not None and known.device.is_gpu else None
+
+
+def _peak(known: _Known) -> float:
+    trained = trainable_parameters(known.stage, known.base.stacks)
+    return peak_bytes(known.base, known.settings, trained, known.rows.concurrent(), known.device)
 
 
 def training_seconds(known: _Known, steps: int) -> float | None:

@@ -32,6 +32,7 @@ from nemo_launcher.launcher.checks import (
     notes,
     repeated_files,
     slow_precisions,
+    small_gpus,
 )
 from nemo_launcher.launcher.checks.top_level import check_top_level, cluster_type, keys_in_clear
 from nemo_launcher.launcher.chosen import chosen_stages
@@ -130,7 +131,7 @@ def make_plan(composed: Composed, probe: LaunchProbe) -> Plan:
     learning = [stage for stage in stages if isinstance(stage, Learning)]
     notices += [n for s in learning if mode != "off" for n in notes(s, probe, composed.overrides)]
     notices += [note for stage in stages for note in repeated_files(stage)] if mode != "off" else []
-    notices += slow_precisions(stages, kind) if mode != "off" else []
+    notices += [*slow_precisions(stages, kind), *small_gpus(stages, kind, probe)] if mode != "off" else []
     notices += [p for s in learning for p in long_prompts(s, probe, composed.overrides)]
     notices += without_effect(config, stages, kind, composed.overrides) + without_stage(composed.overrides, names)
     notices += [] if composed.notices else ignored_stages(other_stages(config))

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Mapping
 from glob import glob
 
 NVIDIA_DEVICES = "/dev/nvidia[0-9]*"
 OTHER_DEVICES = ("/dev/dxg", "/dev/kfd")
 """The devices of WSL and of ROCm, each of which stands for any number of GPUs."""
+ANSWER_SECONDS = 5
+"""How long nvidia-smi may take."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -35,3 +38,13 @@ def num_gpus(environment: Mapping[str, str] = os.environ) -> int | None:
 def has_gpu() -> bool:
     """Return whether a process on this machine may use a GPU."""
     return num_gpus() != 0
+
+
+def largest_gpu() -> int | None:
+    """Return the memory in bytes of this machine's largest GPU, as nvidia-smi says; None if it says nothing."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True).stdout
+        return max(int(line) for line in answer.split()) << 20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None

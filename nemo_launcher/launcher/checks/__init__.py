@@ -9,6 +9,7 @@ from nemo_launcher.launcher.checks.chats import check_chats
 from nemo_launcher.launcher.checks.data import check_data, check_summary
 from nemo_launcher.launcher.checks.decoder_start import check_decoder_start
 from nemo_launcher.launcher.checks.folder import check_name, check_run, check_space
+from nemo_launcher.launcher.checks.gpu_memory import small_gpus
 from nemo_launcher.launcher.checks.hidden_states import check_hidden_states
 from nemo_launcher.launcher.checks.loggers import check_loggers
 from nemo_launcher.launcher.checks.metrics import check_metrics, check_monitors
@@ -40,6 +41,7 @@ __all__ = [
     "notes",
     "repeated_files",
     "slow_precisions",
+    "small_gpus",
 ]
 
 
