@@ -17,8 +17,10 @@ import pytest
 import torch
 
 from nemo_launcher.data.layout import Concurrency, Layout
+from nemo_launcher.data.samples import Batch
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import load_base
+from nemo_launcher.training import step
 from nemo_launcher.training.base_setup import training_layout
 from tests.engine import tiny_gpt_nemo
 from tests.jobs import REPOSITORY, SCRIPTS, Job, job_config, loaded, write_config
@@ -161,3 +163,25 @@ def test_the_best_weights_are_those_that_the_first_rank_reads(tiny_base: Path, d
         assert [job.status for job in jobs] == [0, 0], [job.output for job in jobs]
         adapters.append(adapter_of(tmp_path / name))
     torch.testing.assert_close(adapters[1], adapters[0], rtol=0, atol=0)
+
+
+def run_out_of_memory(rank: int, tokens: int) -> None:
+    """Let one rank have no memory for longer rows."""
+    run_model = step.run_model
+
+    def limited(model: Any, row: Batch) -> torch.Tensor:
+        if row.num_computed_tokens > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run_model(model, row)
+
+    if os.environ["RANK"] == str(rank):
+        step.run_model = limited
+
+
+def test_a_rank_that_cuts_its_rows_alone_changes_no_result(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    changes = {"model.data.layout": "fixed", "model.micro_batch_size": 4, "model.data.share_prefix": False}
+    plain = train(tiny_base, data, tmp_path / "plain", changes)
+    cut = train(tiny_base, data, tmp_path / "cut", changes, run_out_of_memory, 1, 45)
+    assert [job.status for job in (*plain, *cut)] == [0] * 4, [job.output for job in (*plain, *cut)]
+    assert ["the memory of the GPU ran out" in job.output for job in cut] == [False, True]
+    torch.testing.assert_close(adapter_of(tmp_path / "cut"), adapter_of(tmp_path / "plain"), rtol=0, atol=1e-4)
