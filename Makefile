@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 MODEL := launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: install base-model quickstart quickstart-ia3 figures test run-tests lint docs docs-reference format lock
+.PHONY: install base-model quickstart quickstart-ia3 figures test run-tests test-versions lint docs docs-reference format lock
 
 install: $(VENV)/.installed
 
@@ -51,6 +51,10 @@ run-tests: install
 	@$(PYTEST) --dist worksteal -m "not integration"
 	@$(PYTEST) --dist loadfile --no-loadscope-reorder -m "integration and not slurm and not alone"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slurm or alone" tests/integration
+
+# The tests of what the engine computes with other versions of torch and transformers: OPTIONS=--help tells more.
+test-versions:
+	@$(PYTHON) -m tests.environments $(OPTIONS)
 
 lint: install
 	@$(BIN)/ruff check .

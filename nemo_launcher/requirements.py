@@ -6,10 +6,14 @@ Only the standard library is imported, and the code runs on Python 3.8 and later
 
 from __future__ import annotations
 
+import re
 import sys
 
 MINIMUM_PYTHON = (3, 10)
 """The same as `requires-python` in pyproject.toml."""
+
+MINIMUM_VERSIONS = {"torch": "2.6", "transformers": "4.57.1"}
+"""The lower bounds in pyproject.toml of what containers bring along."""
 
 
 def python_problem() -> str | None:
@@ -29,6 +33,25 @@ def missing_module(error: ModuleNotFoundError) -> str | None:
     if top != error.name and top in sys.modules:  # the installed version lacks this module
         what = f"not part of the {top} {_version(top)} that {sys.executable} has"
     return f"{error.name}: {what}\n    -> {_install()}"
+
+
+def check_libraries() -> None:
+    """Raise UserError for libraries that are older than the oldest tested versions."""
+    from nemo_launcher.errors import Problem, UserError
+
+    found = {name: _version(name) for name in MINIMUM_VERSIONS}
+    old = [
+        Problem(f"{name} {version}", f"{MINIMUM_VERSIONS[name]} or later is needed", _install())
+        for name, version in found.items()
+        if version and _numbers(version) < _numbers(MINIMUM_VERSIONS[name])
+    ]
+    if old:
+        raise UserError(old)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a release: (2, 6, 0) for 2.6.0a0+cu124."""
+    return tuple(int(number) for number in re.findall(r"\d+", re.split(r"[a-z+-]", version)[0]))
 
 
 def _version(name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nemo_launcher import exit_status
+from nemo_launcher import exit_status, requirements
 from nemo_launcher.config.literal import literal_config, plain_mapping
 from nemo_launcher.config.load import Loaded, Section, load
 from nemo_launcher.errors import Problem, UserError, environment_message
@@ -40,6 +40,7 @@ def run_script(
         signals.watch()
     try:
         ranks.mute_nonzero_ranks()
+        requirements.check_libraries()
         config = load_config(sys.argv[1:])
         kind = schema(config)
         job = load(config, kind)

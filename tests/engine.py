@@ -22,6 +22,7 @@ from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.training.loss import TrainingLoss
 from nemo_launcher.training.step import forward_backward
 from tests.made import converted
+from tests.versions import hf_config
 
 torch.set_num_threads(1)  # the models are too small for more threads
 
@@ -67,7 +68,7 @@ def save_tokenizer(folder: Path) -> int:
 
 def save_llama(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Save a random Llama-shaped Hugging Face model with its tokenizer; `changes`: arguments of LlamaConfig."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     num_tokens = save_tokenizer(folder)
     options: dict[str, Any] = {
@@ -85,7 +86,7 @@ def save_llama(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
         "pad_token_id": 0,
     }
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**options | changes)).eval()
+    model = LlamaForCausalLM(hf_config("Llama", **options | changes)).eval()
     with torch.no_grad():  # norms of ones would hide missing or misplaced norms
         for name, parameter in model.named_parameters():
             if "norm" in name:

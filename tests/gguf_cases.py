@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from transformers import PreTrainedModel
 
 from tests.gguf_models import SIZES, random_model, write_model
+from tests.versions import hf_config, is_transformers_5
 
 Case = tuple[str, str, dict[str, Any], dict[str, Any]]
 
@@ -138,10 +140,10 @@ CASES: dict[str, Case] = {
 
 def written(case: Case, path: Path) -> PreTrainedModel:
     """Write a random model of a case; return it."""
-    import transformers
-
     kind, config, changes, keys = case
-    model = random_model(getattr(transformers, config)(**SIZES | changes))
+    if kind in ("gemma2", "gemma3", "phi3") and not is_transformers_5():
+        pytest.skip("transformers 4 reads its tokenizer with other settings")
+    model = random_model(hf_config(config.removesuffix("Config"), **SIZES | changes))
     longrope = "longrope" in str(changes)
     write_model(path, model, kind, keys, FACTORS if longrope else None)
     return model

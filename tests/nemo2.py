@@ -146,7 +146,7 @@ def save_distributed(folder: Path, tensors: Mapping[str, Any]) -> None:
     """Write tensors with torch.distributed.checkpoint, and what megatron-core adds to them."""
     with warnings.catch_warnings():  # a single process needs no process group
         warnings.simplefilter("ignore")
-        dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder), no_dist=True)
+        dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder))
     torch.save({"iteration": 7}, folder / "common.pt")
     described = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch"}
     (folder / "metadata.json").write_text(json.dumps(described | {"common_backend_version": 1}))

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import Unigram
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from nemo_launcher.adapters.injection import AdapterSet
@@ -23,6 +26,7 @@ from nemo_launcher.training.step import forward_backward
 from tests import oracle
 from tests.made import converted
 from tests.shared import shared_path
+from tests.versions import hf_config, is_transformers_5
 
 torch.set_num_threads(1)  # the models are too small for more threads
 
@@ -103,20 +107,27 @@ def save_t5(folder: Path, *, kind: str = "T5", seed: int = 0, tied: bool = False
     tied: the head is the token embedding and the decoder's output is scaled, as in the original T5.
     """
     import transformers
-    from transformers import T5Tokenizer
 
     letters = "abcdefghijklmnopqrstuvwxyz:"
     pieces = [*(f"\u2581{letter}" for letter in letters), *letters]
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     sentinels = [(f"<extra_id_{number}>", 0.0) for number in reversed(range(10))]
-    T5Tokenizer(vocab=[*special, *((piece, -3.0) for piece in pieces), *sentinels], extra_ids=10).save_pretrained(
-        folder
-    )
+    vocabulary = [*special, *((piece, -3.0) for piece in pieces), *sentinels]
+    if is_transformers_5():
+        tokenizer = transformers.T5Tokenizer(vocab=vocabulary, extra_ids=10)
+    else:
+        backend = Tokenizer(Unigram(vocabulary, unk_id=2, byte_fallback=False))
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+        backend.post_processor = TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+        )
+        backend.decoder = decoders.Metaspace()
+        tokenizer = transformers.T5TokenizerFast(tokenizer_object=backend, extra_ids=10)
+    tokenizer.save_pretrained(folder)
     options: dict[str, Any] = {"vocab_size": 72, "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2}
     options |= {"num_decoder_layers": 3, "num_heads": 3, "feed_forward_proj": "gated-gelu"}
     options |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}
-    config_class = getattr(transformers, f"{kind}Config")
-    config = config_class(**(options | ({} if tied else {"tie_word_embeddings": False}) | changes))
+    config = hf_config(kind, **(options | ({} if tied else {"tie_word_embeddings": False}) | changes))
     torch.manual_seed(seed)
     model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
     if not tied:

@@ -14,7 +14,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from nemo_launcher.requirements import MINIMUM_PYTHON
+from nemo_launcher.errors import UserError
+from nemo_launcher.requirements import MINIMUM_PYTHON, MINIMUM_VERSIONS, check_libraries
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,6 +57,33 @@ def test_the_lowest_versions_tested_are_the_lower_bounds() -> None:
     assert {need.name: lowest.get(canonicalize_name(need.name)) for need in NEEDED} == {
         need.name: lower_bound(need.specifier) for need in NEEDED
     }
+
+
+def test_the_versions_that_are_told_are_the_lower_bounds() -> None:
+    bounds = {need.name: lower_bound(need.specifier) for need in NEEDED if need.name in MINIMUM_VERSIONS}
+    assert bounds == {name: Version(version) for name, version in MINIMUM_VERSIONS.items()}
+
+
+@pytest.mark.parametrize(
+    ("torch", "transformers", "old"),
+    [
+        ("2.5.1+cu124", "4.49.0", ["torch 2.5.1+cu124: 2.6 or later", "transformers 4.49.0: 4.57.1 or later"]),
+        ("2.6.0a0+ecf3bae40a", "4.57.0", ["transformers 4.57.0: 4.57.1 or later"]),
+        ("2.11.0+cu130", "5.17.0", None),
+    ],
+)
+def test_older_libraries_are_told(
+    torch: str, transformers: str, old: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose libraries pip was told not to touch."""
+    installed = {"torch": torch, "transformers": transformers}
+    monkeypatch.setattr("importlib.metadata.version", installed.__getitem__)
+    if old is None:
+        check_libraries()
+        return
+    with pytest.raises(UserError) as error:
+        check_libraries()
+    assert [f"{problem.where}: {problem.what}".removesuffix(" is needed") for problem in error.value.problems] == old
 
 
 @pytest.mark.parametrize("file", [LOCKED, LOWEST])

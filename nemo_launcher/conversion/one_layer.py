@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ from nemo_launcher.checkpoint.sharding import StoredWeights
 from nemo_launcher.conversion.source import Source
 from nemo_launcher.families.gpt.model import vary
 from nemo_launcher.families.gpt.shape import GPTShape
+from nemo_launcher.families.hf_classes import model_class, num_experts
 from nemo_launcher.families.registry import family_of_checkpoint
 
 if TYPE_CHECKING:
@@ -88,8 +90,6 @@ class SourceModel:
     """The source in transformers with a single layer per stack, whose weights are replaced."""
 
     def __init__(self, source: Source, dtype: torch.dtype) -> None:
-        import transformers
-
         self.source, self._dtype = source, dtype
         self.config = copy.deepcopy(source.config)
         for key in ("num_hidden_layers", "num_decoder_layers"):
@@ -97,8 +97,8 @@ class SourceModel:
                 setattr(self.config, key, 1)
         # Its eager attention adds Falcon's biases by ALiBi twice (transformers 5.23, FalconModel.forward).
         self.config._attn_implementation = "sdpa" if getattr(self.config, "alibi", False) else "eager"
-        self.config.quantization_config = None
-        self._class = getattr(transformers, architecture_of(source.origin.config))
+        vars(self.config).pop("quantization_config", None)
+        self._class = model_class(architecture_of(source.origin.config), str(source.path))
         self._tokens: Tensor | None = None
         self._kinds = {name: list(kinds) for name in _BY_LAYER if (kinds := getattr(source.config, name, None))}
         self._build(0)
@@ -157,7 +157,7 @@ class SourceModel:
     def _parts(self, name: str) -> list[list[str]]:
         """Return the tensors of a weight of the model, which joins those of experts."""
         experts = KINDS[self.source.kind].experts
-        return [[name]] if experts is None else experts.stored_names(name, self.config.num_experts)
+        return [[name]] if experts is None else experts.stored_names(name, num_experts(self.config))
 
     def _has(self, name: str) -> bool:
         return self._parts(name)[0][0] in self.source.tensors
@@ -185,12 +185,13 @@ _BY_LAYER = ("layer_types", "no_rope_layers")
 
 def _with_buffers(module: nn.Module, config: PretrainedConfig) -> nn.Module:
     """Return a module whose buffers, which no file has, hold values: rotary frequencies, or Gemma's embedding scale."""
-    scale: float | None = getattr(module, "scalar_embed_scale", None)
-    if scale is not None:
-        module.embed_scale = torch.tensor(scale)
+    if hasattr(module, "embed_scale"):
+        module.embed_scale = torch.tensor(getattr(module, "scalar_embed_scale", config.hidden_size**0.5))
         return module
-    created: nn.Module = type(module)(config=config)
-    return created
+    # in transformers 4, layers with a window have a configuration of their own (Gemma 3) or a type (OLMo 3)
+    own = {"rope_type": module.rope_type} if "rope_type" in signature(type(module)).parameters else {}
+    created: nn.Module = type(module)(config=getattr(module, "config", config), **own)
+    return created.train(module.training)
 
 
 def _is_in_layer(name: str) -> bool:

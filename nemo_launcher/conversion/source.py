@@ -33,6 +33,7 @@ from nemo_launcher.checkpoint.stored_values import TYPES, stored_values
 from nemo_launcher.checkpoint.tensors import StateDict, read_weight_file
 from nemo_launcher.conversion.source_names import Names, match_names
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families.hf_classes import read_configuration
 from nemo_launcher.files.foreign import reading
 from nemo_launcher.files.mapped import map_bytes
 
@@ -152,13 +153,9 @@ def open_source(path: Path, *, language_model: bool = False) -> Source:
 
 def _configuration(origin: HFFolder | GGUFModel, path: Path) -> PretrainedConfig:
     """Return transformers' configuration object; only the configuration class is instantiated."""
-    import transformers
-
-    architecture = getattr(transformers, architecture_of(origin.config))
+    values = {key: value for key, value in origin.config.items() if key not in _RUNNING}
     with reading(path, "correct config.json, or copy it again"):
-        config: PretrainedConfig = architecture.config_class.from_dict(
-            {key: value for key, value in origin.config.items() if key not in _RUNNING}
-        )
+        config = read_configuration(architecture_of(origin.config), values, str(path))
     if config.is_encoder_decoder:
         config.scale_decoder_outputs = scales_output(origin.config)
     return config

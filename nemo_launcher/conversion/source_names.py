@@ -16,6 +16,7 @@ from nemo_launcher.checkpoint.architectures.registry import ARCHITECTURES
 from nemo_launcher.checkpoint.hf_folder import HARMLESS
 from nemo_launcher.checkpoint.stored_tensor import some_of
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.families.hf_classes import model_class, num_experts
 from nemo_launcher.files.foreign import reading
 
 if TYPE_CHECKING:
@@ -80,13 +81,11 @@ def _architecture(
     config: PretrainedConfig, architecture: str, source: Path
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """Return the shapes of an architecture's weights and its tied weights, without allocating memory."""
-    import transformers
-
     with reading(source, "correct config.json, or copy it again"), torch.device("meta"):
-        model = getattr(transformers, architecture)(config)
+        model = model_class(architecture, str(source))(config)
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     experts = ARCHITECTURES[architecture].experts
-    return shapes if experts is None else _of_files(shapes, experts, config.num_experts), _tied(model)
+    return shapes if experts is None else _of_files(shapes, experts, num_experts(config)), _tied(model)
 
 
 def _of_files(shapes: Shapes, experts: Experts, count: int) -> dict[str, tuple[int, ...]]:

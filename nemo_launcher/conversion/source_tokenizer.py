@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING
 
 from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER
 from nemo_launcher.checkpoint.gguf_model import GGUFModel
-from nemo_launcher.checkpoint.gguf_tokens import AS_GPT2, DIGITS, IGNORE_MERGES, SPECIAL, strips_right, vocabulary
+from nemo_launcher.checkpoint.gguf_tokens import (
+    AS_GPT2,
+    DIGITS,
+    IGNORE_MERGES,
+    LISTED,
+    SPECIAL,
+    strips_right,
+    vocabulary,
+)
 from nemo_launcher.checkpoint.hf_folder import CONFIG, PROCESSOR_TEMPLATE, SENTENCEPIECE, TOKENIZER_JSON, HFFolder
 from nemo_launcher.conversion.probe import TEXTS
 from nemo_launcher.data.fast_tokenizers import check_backend
 from nemo_launcher.data.tokenizer_folder import check_folder
-from nemo_launcher.data.tokenizers import SentencePieceTokenizer
+from nemo_launcher.data.tokenizers import SentencePieceTokenizer, from_folder
 from nemo_launcher.errors import Problem, UserError, json_kind
 from nemo_launcher.files.foreign import load_json, parse_json, quiet_panics, reading
 from nemo_launcher.files.temporary import temporary_folder
@@ -31,6 +39,8 @@ MAX_ID = 1 << 24
 """Maximum token id, sixty times that of the largest vocabularies."""
 _SAVED_BYTES = 64 << 20
 """Size of the largest tokenizer's files, with 256,000 tokens."""
+_READ_BY_5 = ("gemma2", "gemma3", "phi3")
+"""Architectures of GGUF files whose tokenizer transformers 4 reads with other settings."""
 _NAMED = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 
 
@@ -65,7 +75,7 @@ def read_tokenizer(origin: HFFolder | GGUFModel, config: PretrainedConfig) -> So
         check_folder(origin.path, str(origin.path))
         if TOKENIZER_JSON in origin.files:
             _check_ids(origin.files[TOKENIZER_JSON])
-        tokenizer = _auto(origin.path, config=config)
+        tokenizer = from_folder(origin.path, config=config)
         if tokenizer.chat_template is None:
             tokenizer.chat_template = _template_of_processor(origin)
         if TOKENIZER_JSON in origin.files:
@@ -100,12 +110,6 @@ def _check_ids(path: Path) -> None:
     wrong = next((number for number in ids if type(number) is not int or not 0 <= number <= MAX_ID), None)
     if wrong is not None or (None in ids):
         raise UserError(Problem(str(path), f"{str(wrong)[:40]} is not a token id", "copy it again"))
-
-
-def _auto(folder: Path, **options: object) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, **options)
 
 
 def _as_saved(tokenizer: PreTrainedTokenizerBase, raw: Tokenizer | None = None) -> SourceTokenizer:
@@ -221,8 +225,9 @@ def _of_gguf(model: GGUFModel) -> PreTrainedTokenizerBase:
     from tokenizers import Tokenizer, pre_tokenizers
 
     _let_transformers_find_gguf()
-    tokenizer = _auto(model.path.parent, gguf_file=model.path.name)
     metadata = model.metadata
+    _check_version(metadata, model.path)
+    tokenizer = from_folder(model.path.parent, gguf_file=model.path.name)
     tokens = vocabulary(metadata)
     content = parse_json(tokenizer.backend_tokenizer.to_str(), str(model.path), unique_keys=False)
     # without tokens that the transformers class adds
@@ -243,6 +248,17 @@ def _of_gguf(model: GGUFModel) -> PreTrainedTokenizerBase:
     plain = _plain(backend, _Named(special, tokenizer.chat_template))
     _check_vocabulary(plain, tokens, model.path)
     return plain
+
+
+def _check_version(metadata: Section, path: Path) -> None:
+    """Raise UserError for tokenizers that transformers 4 does not read as llama.cpp does."""
+    import transformers
+
+    pre, kind = (metadata.get(key) for key in ("tokenizer.ggml.pre", "general.architecture"))
+    if int(transformers.__version__.partition(".")[0]) < 5 and (pre in LISTED or kind in _READ_BY_5):
+        name = kind if kind in _READ_BY_5 else pre
+        what = f"transformers {transformers.__version__} reads the tokenizer of {name!r} differently than llama.cpp"
+        raise UserError(Problem(str(path), what, "install transformers 5, or use the model's Hugging Face folder"))
 
 
 def _token(metadata: Section, key: str) -> str | None:

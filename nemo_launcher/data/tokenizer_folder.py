@@ -17,6 +17,7 @@ from nemo_launcher.checkpoint.hf_architectures import MAX_LABELS
 from nemo_launcher.checkpoint.model_config import MAX_SENTINELS
 from nemo_launcher.errors import Problem, UserError, json_kind
 from nemo_launcher.files.foreign import name_problem, parse_json, read_bytes
+from nemo_launcher.files.values import Section
 from nemo_launcher.runtime import ranks
 
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
@@ -88,12 +89,17 @@ def _tokenizer_code(config: Mapping[str, object]) -> bool:
 
 
 def _class_name(folder: Path, config: Mapping[str, object], source: str) -> str | None:
-    name = config.get("tokenizer_class")
-    path = folder / "tokenizer_config.json"
-    if name is None and path.is_file():
-        settings = parse_json(read_bytes(path), f"{source}: {path.name}", unique_keys=False)
-        name = settings.get("tokenizer_class") if isinstance(settings, dict) else None
+    name = config.get("tokenizer_class") or read_settings(folder, source).get("tokenizer_class")
     return name if isinstance(name, str) else None
+
+
+def read_settings(folder: Path, source: str | None = None) -> Section:
+    """Return the content of tokenizer_config.json; empty without it. source: the folder's name in messages."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    settings = parse_json(read_bytes(path), f"{source or folder}: {path.name}", unique_keys=False)
+    return settings if isinstance(settings, dict) else {}
 
 
 def _check_code(config: Mapping[str, object], class_name: str | None, where: str, *, nested: bool) -> None:

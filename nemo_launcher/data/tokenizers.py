@@ -10,20 +10,27 @@ import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.data.chat import Chat
 from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, check_backend, identity_of, read_plain
-from nemo_launcher.data.tokenizer_folder import check_folder
+from nemo_launcher.data.tokenizer_folder import check_folder, read_settings
 from nemo_launcher.data.tokenizer_kinds import absent_files, folder_inside, gpt2_members, kind_of, sentencepiece_member
 from nemo_launcher.errors import UserError
 from nemo_launcher.files.foreign import MAX_TEXT_BYTES, reading
 from nemo_launcher.files.temporary import temporary_folder
 from nemo_launcher.files.values import Section, below, whole
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 FIRST_SENTINEL, END_SENTINEL = "<extra_id_0>", "<extra_id_1>"
 """T5's first two sentinels: the place of the answer in the prompt, and what follows the answer."""
+
+
+_PLAIN = "TokenizersBackend"
+"""The class of a plain fast tokenizer in transformers 5."""
 
 
 class Tokenizer(Protocol):
@@ -59,6 +66,25 @@ class Tokenizer(Protocol):
         """Return the id of a token, or None if the tokenizer does not have it."""
 
 
+def from_folder(folder: Path, **options: object) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that transformers reads from a folder, without running code from it."""
+    import transformers
+
+    reader = transformers.AutoTokenizer
+    if not hasattr(transformers, _PLAIN):  # transformers 4, which does not know all that version 5 writes
+        settings = read_settings(folder)
+        extra = settings.get("extra_special_tokens")
+        if isinstance(extra, list):
+            options |= {"extra_special_tokens": {}, "additional_special_tokens": extra}
+        if settings.get("tokenizer_class") == _PLAIN:
+            reader = transformers.PreTrainedTokenizerFast
+            options.pop("config", None)  # only the choice of a class needs it
+    found: PreTrainedTokenizerBase = reader.from_pretrained(
+        str(folder), trust_remote_code=False, local_files_only=True, **options
+    )
+    return found
+
+
 class ChatTokenizer(Tokenizer, Protocol):
     """The interface of tokenizers with a chat template: they also tell where tokens are in a text."""
 
@@ -70,10 +96,9 @@ class HuggingFaceTokenizer:
     """A tokenizer that transformers reads from a folder."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
         from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-        self.tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        self.tokenizer = from_folder(folder)
         self.tokenizer.model_max_length = VERY_LARGE_INTEGER  # the base determines the length, not the file
         if getattr(self.tokenizer, "backend_tokenizer", None) is not None:
             check_backend(self.tokenizer.backend_tokenizer)

@@ -19,6 +19,7 @@ from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import Base, describe_base, stored_sums
 from nemo_launcher.families.fit import size_mismatches
+from nemo_launcher.families.hf_classes import model_class, num_experts, read_configuration
 from nemo_launcher.families.hf_layout import HuggingFaceLayout, NamedWeights
 from nemo_launcher.families.hf_table import Table
 from nemo_launcher.families.layer_shape import LayerShape, Shape
@@ -26,7 +27,7 @@ from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.sizes import ONE_RANK
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 _WITH_ENCODER = "SEQ_2_SEQ_LM"
 
@@ -90,16 +91,9 @@ class HuggingFaceForm:
     configuration: dict[str, object]
     """Its config.json, without the settings of generation."""
 
-    def architecture(self) -> type[PreTrainedModel]:
-        """Return the class in transformers."""
-        import transformers
-
-        found: type[PreTrainedModel] = getattr(transformers, self.layout.architecture)
-        return found
-
     def config(self) -> PretrainedConfig:
         """Return its configuration as transformers reads it."""
-        return self.architecture().config_class.from_dict(dict(self.configuration))
+        return read_configuration(self.layout.architecture, self.configuration, self.layout.kind)
 
     def names(self, model: DescribedModel) -> dict[str, list[str]]:
         """Return our weights that the model of Hugging Face stores, with its names of their parts."""
@@ -173,10 +167,10 @@ def _computed(settings: Mapping[str, object]) -> dict[str, object]:
 def _other_names(form: HuggingFaceForm, written: set[str]) -> list[str]:
     """Return the weights that the architecture lacks, and those of it that the base lacks; tied ones may be absent."""
     with torch.device("meta"):
-        model = form.architecture()(form.config())
+        model = model_class(form.layout.architecture, form.layout.kind)(form.config())
     kind = form.layout.kind
     required, known = (
-        KINDS[kind].names_in_files(names, model.config)
+        KINDS[kind].names_in_files(names, num_experts(model.config))
         for names in ([name for name, _ in model.named_parameters()], model.state_dict())
     )
     return [

@@ -56,7 +56,7 @@ def test_cases_that_are_converted(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("added", [False, True])
 def test_sentencepiece_keeps_its_mark_before_the_text(added: bool, tied: Path, tmp_path: Path) -> None:
     own = sentencepiece_model()
-    folder = shutil.copytree(tied, tmp_path / "hf", ignore=shutil.ignore_patterns("tokenizer*"))
+    folder = shutil.copytree(tied, tmp_path / "hf", ignore=shutil.ignore_patterns("tokenizer*", "special_tokens*"))
     (folder / "tokenizer.model").write_bytes(own.serialized_model_proto())
     if added:
         (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": own.vocab_size()}))

@@ -54,7 +54,7 @@ def test_layers_by_number_are_read_too(weights: dict[str, Tensor], tiny_base: Pa
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_what_torch_writes_itself_is_read(weights: dict[str, Tensor], tiny_base: Path, tmp_path: Path) -> None:
-    dcp.save(stacked(weights), checkpoint_id=tmp_path / "model_weights", no_dist=True)
+    dcp.save(stacked(weights), checkpoint_id=tmp_path / "model_weights")
     members = {f"model_weights/{file.name}": file.read_bytes() for file in (tmp_path / "model_weights").iterdir()}
     assert_is(archive_of(tiny_base, tmp_path / "dist.nemo", members), tiny_base)
 

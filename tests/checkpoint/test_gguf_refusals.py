@@ -17,6 +17,7 @@ from nemo_launcher.errors import UserError
 from tests.gguf_cases import CASES, FACTORS, PLAIN, heads, window, written
 from tests.gguf_files import write_gguf
 from tests.gguf_models import SIZES, random_model, write_model
+from tests.versions import hf_config
 
 pytestmark = pytest.mark.unit
 
@@ -97,10 +98,8 @@ LONGROPE_WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 def test_longrope_that_is_incomplete_is_refused(
     keys: dict[str, Any], factors: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    import transformers
-
     kind, config, changes, own = CASES["phi3_longrope"]
-    model = random_model(getattr(transformers, config)(**SIZES | changes))
+    model = random_model(hf_config(config.removesuffix("Config"), **SIZES | changes))
     tensors = {name: tensor for name, tensor in (FACTORS | factors).items() if tensor is not None}
     write_model(tmp_path / "m.gguf", model, kind, own | keys, tensors)
     with pytest.raises(UserError) as error:

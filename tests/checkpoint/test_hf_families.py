@@ -16,6 +16,7 @@ from nemo_launcher.checkpoint.archive import read_config
 from nemo_launcher.conversion.convert import convert
 from nemo_launcher.errors import UserError
 from tests.engine import logits_of, save_tokenizer
+from tests.versions import hf_config
 
 pytestmark = pytest.mark.unit
 
@@ -60,7 +61,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def save(folder: Path, prefix: str, options: dict[str, Any]) -> Any:
     """Save a random model of a family with its tokenizer; no norm weight is one and no bias is zero."""
     tokens = save_tokenizer(folder)
-    config = getattr(transformers, f"{prefix}Config")(**options, vocab_size=tokens + 3, bos_token_id=1, eos_token_id=2)
+    config = hf_config(prefix, **options, vocab_size=tokens + 3, bos_token_id=1, eos_token_id=2)
     head = "LMHeadModel" if prefix == "GPT2" else "ForCausalLM"
     torch.manual_seed(0)
     model = getattr(transformers, prefix + head)(config).eval()
@@ -121,7 +122,7 @@ def test_each_scaling_of_rotary_positions_matters() -> None:
     ids, logits = torch.arange(3, 43)[None], []
     for name in ("llama", "llama3", "llama3_of_32", "llama_linear_rope"):
         rope = FAMILIES[name][1].get("rope_parameters", {"rope_theta": 500.0, "rope_type": "default"})
-        config = transformers.LlamaConfig(**LLAMA_SHAPE, rope_parameters=rope, vocab_size=60, initializer_range=0.3)
+        config = hf_config("Llama", **LLAMA_SHAPE, rope_parameters=rope, vocab_size=60, initializer_range=0.3)
         torch.manual_seed(0)
         with torch.no_grad():
             logits.append(transformers.LlamaForCausalLM(config).eval()(ids).logits)

@@ -21,6 +21,7 @@ from nemo_launcher.adapters.forms.card import write_card
 from nemo_launcher.adapters.forms.changes import Changes, Target
 from nemo_launcher.adapters.forms.methods import OpenedAdapter, open_adapter
 from nemo_launcher.adapters.forms.scores import read_scores
+from nemo_launcher.checkpoint.architectures.rope_keys import older_keys
 from nemo_launcher.checkpoint.finite import is_finite
 from nemo_launcher.checkpoint.norms import norm_weight
 from nemo_launcher.data.tokenizer_export import write_tokenizer
@@ -68,7 +69,8 @@ def export_folded(
     kind = dtype or target.model.weights.read(target.model.base.family.embedding).dtype
     with new_folder(output) as folder:
         _write_weights(folder, opened, kind, str(output))
-        settings = target.form.configuration | {"dtype": str(kind).removeprefix("torch.")}
+        layout, configuration = target.form.layout, target.form.configuration
+        settings = older_keys(layout.kind, configuration) | configuration | {"dtype": str(kind).removeprefix("torch.")}
         _write_json(folder / "config.json", settings)
         tokens = {key: value for key, value in settings.items() if key.endswith("token_id") and value is not None}
         _write_json(folder / "generation_config.json", {"do_sample": False, **tokens})

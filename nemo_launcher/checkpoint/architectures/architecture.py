@@ -175,10 +175,9 @@ class Architecture:
         names = (*self.counts, *self.optional_counts, *self.numbers, *self.flags, *self.others, *self.fixed)
         return frozenset(names)
 
-    def names_in_files(self, names: Iterable[str], config: object) -> set[str]:
-        """Return the names in files of transformers' weights; config: the configuration as a transformers object."""
+    def names_in_files(self, names: Iterable[str], experts: int) -> set[str]:
+        """Return the names in files of transformers' weights. experts: the number of experts."""
         if self.experts is None:
             return set(names)
-        count = getattr(config, "num_experts", 0)
-        parts = (part for name in names for part in self.experts.stored_names(name, count))
+        parts = (part for name in names for part in self.experts.stored_names(name, experts))
         return {name for several in parts for name in several}

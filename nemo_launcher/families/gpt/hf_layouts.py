@@ -13,6 +13,7 @@ from nemo_launcher.checkpoint.hf_architectures import config_problems, model_typ
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.gpt.hf_tables import table_of
 from nemo_launcher.families.gpt.shape import GPTShape
+from nemo_launcher.families.hf_classes import model_class, num_experts, read_configuration
 from nemo_launcher.families.hf_layout import HuggingFaceLayout
 from nemo_launcher.files.values import Section, below
 from nemo_launcher.megatron.rotary import Rotary
@@ -103,7 +104,7 @@ def source_layout(config: Section, source: str) -> HuggingFaceLayout[GPTShape] |
     if problems:
         raise UserError(problems)
     architecture = KINDS[model_type(stored)]
-    names = _names(architecture, stored)
+    names = _names(architecture, stored, source)
     return HuggingFaceLayout(
         kind=architecture.kind,
         architecture=architecture.name,
@@ -116,12 +117,10 @@ def source_layout(config: Section, source: str) -> HuggingFaceLayout[GPTShape] |
     )
 
 
-def _names(architecture: Architecture, configuration: Section) -> set[str]:
+def _names(architecture: Architecture, configuration: Section, source: str) -> set[str]:
     """Return the names of a model's weights."""
-    import transformers
-
-    model = getattr(transformers, architecture.name)
     complete = {**configuration, "pad_token_id": None}  # some defaults are beyond a small vocabulary
     with torch.device("meta"):
-        created = model(model.config_class.from_dict(complete))
-    return architecture.names_in_files(created.state_dict(), created.config)
+        config = read_configuration(architecture.name, complete, source)
+        created = model_class(architecture.name, source)(config)
+    return architecture.names_in_files(created.state_dict(), num_experts(config))

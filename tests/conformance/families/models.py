@@ -12,6 +12,7 @@ from tests.conformance.families.gpt_models import GPT_FAMILIES, SHAPES
 from tests.conformance.families.multi_modal_models import MULTI_MODAL_FAMILIES, config_of, write
 from tests.conformance.families.tiny import SHAPE, Tiny, of
 from tests.engine import save_tokenizer
+from tests.versions import config_class, hf_config
 
 _LLAMA3 = {
     "rope_type": "llama3",
@@ -230,9 +231,7 @@ _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 def kind_of(tiny: Tiny) -> str:
     """Return the model_type of a configuration."""
-    import transformers
-
-    return str(getattr(transformers, f"{tiny.prefix}Config").model_type)
+    return str(config_class(tiny.prefix).model_type)
 
 
 def sees_images(tiny: Tiny) -> bool:
@@ -250,7 +249,7 @@ def save(folder: Path, tiny: Tiny, *, seed: int = 0) -> Any:
         config, head = config_of(tiny, **known), "ForConditionalGeneration"
     else:
         options = SHAPES.get(tiny.prefix, SHAPE) | known | tiny.changes
-        config = getattr(transformers, f"{tiny.prefix}Config")(**options)
+        config = hf_config(tiny.prefix, **options)
         head = "LMHeadModel" if tiny.prefix == "GPT2" else "ForCausalLM"
     torch.manual_seed(seed)
     model = getattr(transformers, tiny.prefix.removesuffix("Text") + head)(config).eval()
