@@ -7,7 +7,7 @@ Of the embedding and the head, only the rows in use are.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING
@@ -112,7 +112,7 @@ class SourceModel:
             self.model = self._class(self.config).eval()
         for module in list(self.model.modules()):
             for name, child in list(module.named_children()):
-                if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
+                if any(tensor.is_meta for tensor in _tensors(child)):
                     setattr(module, name, _with_buffers(child, self.config))
         self._all = list(self.model.state_dict())
         names = {id(module): name for name, module in self.model.named_modules()}
@@ -181,6 +181,12 @@ def _set(model: nn.Module, name: str, value: Tensor) -> None:
 
 _BY_LAYER = ("layer_types", "no_rope_layers")
 """Keys with an entry for each layer."""
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Yield a module's buffers, which GPT-J has as plain attributes in transformers 4."""
+    yield from module.buffers(recurse=False)
+    yield from (value for value in vars(module).values() if isinstance(value, Tensor))
 
 
 def _with_buffers(module: nn.Module, config: PretrainedConfig) -> nn.Module:

@@ -46,6 +46,9 @@ def read_configuration(architecture: str, values: Section, source: str) -> Pretr
     config: PretrainedConfig = config_class.from_dict(given | older)
     if scaling is not None:  # set here, since some classes accept less of it than they compute
         config.rope_scaling = scaling
+    if getattr(config, "qk_layernorm", False) and kind == "stablelm":  # its initialization needs biases
+        what = f"transformers {transformers.__version__} cannot create a StableLM with it"
+        raise UserError(Problem(f"{source}: qk_layernorm", what, _NEWER))
     wanted, config.rope_parameters = values.get("rope_parameters"), rope_parameters(kind, config.to_dict())
     if isinstance(wanted, Mapping) and not _has(config.rope_parameters, wanted):
         what = f"transformers {transformers.__version__} does not compute these rotary positions of {architecture}"

@@ -195,7 +195,9 @@ def round_trip(both: Both) -> dict[str, float]:
     _export(both, adapters, folder / "adapted")
     found = logits_of(both.base, both.ids)
     adapters.detach()
-    there = getattr(transformers, both.architecture.name).from_pretrained(folder / "adapted").eval()
+    kernel = both.theirs.config._attn_implementation
+    model_class = getattr(transformers, both.architecture.name)
+    there = model_class.from_pretrained(folder / "adapted", attn_implementation=kernel).eval()
     with torch.no_grad():
         wanted = there(both.ids).logits
     source, unchanged = both.stored(), load_file(folder / "unchanged/model.safetensors")
