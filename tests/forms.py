@@ -128,5 +128,5 @@ def write_peft(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Te
 
 
 def assert_close(found: Tensor, wanted: Tensor) -> None:
-    """Compare logits: within 1e-5 of the largest."""
-    torch.testing.assert_close(found[..., : wanted.size(-1)], wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    """Compare logits: within 4e-5 of the largest, as rounding differs between versions of torch."""
+    torch.testing.assert_close(found[..., : wanted.size(-1)], wanted, rtol=0, atol=4e-5 * float(wanted.abs().max()))
