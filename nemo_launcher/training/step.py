@@ -83,11 +83,10 @@ def run_side_by_side(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def work(own: list[int]) -> tuple[Tensor, GradientSums]:
-        total, sums = torch.zeros(()), GradientSums(parameters)
+        total, sums = torch.zeros((), device=any_parameter(model).device), GradientSums(parameters)
         for index in own:
             with fits(index):
-                loss = _run(model, batches[index], loss_of, sums if backward else None, (seed, index))
-            total = total.to(loss.device) + loss
+                total += _run(model, batches[index], loss_of, sums if backward else None, (seed, index))
         return total, sums
 
     losses = []

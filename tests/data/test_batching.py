@@ -142,7 +142,7 @@ def test_every_sample_lies_whole_in_the_row(seed: int) -> None:
         mine = batch.label_samples == index
         first = max(1, sample.answer_start)
         assert batch.labels[mine].tolist() == sample.input_ids[first:]
-        assert batch.logit_positions[mine].tolist() == places[first - 1 :].tolist()
+        assert batch.logits.positions[mine].tolist() == places[first - 1 :].tolist()
     assert [group.start for group in batch.groups][1:] == [group.stop for group in batch.groups][:-1]
     assert batch.groups[-1].stop == batch.tokens.numel()
 
@@ -151,7 +151,7 @@ def test_prompts_that_differ_in_the_last_token_alone_share_everything() -> None:
     prompt = list(range(10, 10 + MIN_SHARED_TOKENS))
     batch = pack([GPTSample([*prompt, 5], len(prompt), {}, ""), GPTSample([*prompt, 6], len(prompt), {}, "")])
     assert batch.tokens.tolist() == [prompt]
-    assert batch.logit_positions.tolist() == [len(prompt) - 1] * 2
+    assert batch.logits.positions.tolist() == [len(prompt) - 1] * 2
     assert batch.labels.tolist() == [5, 6]
 
 

@@ -24,7 +24,7 @@ def run_gpt(model: FrozenGPT, batch: PackedBatch, path: AttentionPath | None = N
         tokens, position_ids = sequence.pad(tokens, added), sequence.pad(position_ids, added)
     hidden = batch.hidden
     start = None if hidden is None else LayerInput(hidden.layer, hidden.read(tokens.device))
-    logits: Tensor = model(tokens, position_ids, AttentionPlan(groups, path=path), batch.logit_positions, start)
+    logits: Tensor = model(tokens, position_ids, AttentionPlan(groups, path=path), batch.logits, start)
     return logits
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nemo_launcher.data.prefix_tree import MIN_SHARED_TOKENS, PrefixGroup, common_prefix, prefix_groups, prefix_trees
+from nemo_launcher.families.gpt.logit_rows import LogitRows
 from nemo_launcher.families.gpt.model import FrozenGPT
 from nemo_launcher.families.gpt.packing import Row
 from nemo_launcher.families.gpt.samples import GPTSample
@@ -146,12 +147,12 @@ class GPTDecoding:
     def _run(self, row: Row, plan: AttentionPlan, wanted: Sequence[int]) -> Tensor:
         """Return the logits at some of the row's positions, [n, vocabulary], after all pipeline stages."""
         tokens, positions = torch.tensor([row.tokens, row.positions], device=self.device)[:, None]
-        logit_positions = torch.tensor(wanted, device=self.device)
+        logits = LogitRows.of(torch.tensor(wanted)).to(self.device)
 
         def forward(received: Tensor | None) -> Tensor:
             if received is not None:
                 self.model.set_input_tensor([received])
-            output: Tensor = self.model(tokens, positions, plan, logit_positions)
+            output: Tensor = self.model(tokens, positions, plan, logits)
             return output
 
         return relay(

@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from nemo_launcher.families.frozen_model import FrozenModel
+from nemo_launcher.families.gpt.logit_rows import LogitRows
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.layer_shape import padded_vocab_size, transformer_config
 from nemo_launcher.megatron import parallel, sequence
@@ -58,21 +59,23 @@ class FrozenGPT(GPTModel, FrozenModel):
         tokens: Tensor,
         position_ids: Tensor,
         plan: AttentionPlan,
-        logit_positions: Tensor | None = None,
+        wanted: LogitRows | None = None,
         start: LayerInput | None = None,
     ) -> Tensor:
         """Return the logits, or the hidden states, [s, b, h], of a pipeline stage that is not the last.
 
-        tokens, position_ids: [b, s]. logit_positions: indices, [n], into the b * s positions in sequence order; None
+        tokens, position_ids: [b, s]. wanted: the n of the b * s positions, in sequence order, that have logits; None
         for all. start: what enters a layer (hidden_before), if the layers below need not run. Logits are
         [n, vocabulary], or [b, s, vocabulary] for all positions. Source of the order of operations: megatron-core 0.16,
         GPTModel.forward.
         """
-        without_logits = logit_positions is not None and not logit_positions.numel()
+        without_logits = wanted is not None and not wanted.positions.numel()
         if without_logits:  # of a row that others continue, only keys and values are needed
-            logit_positions = tokens.new_zeros(1)
-        if self.post_process and logit_positions is not None and not self.config.sequence_parallel and plan.groups:
-            plan.last_rows, logit_positions = logit_positions.unique(return_inverse=True)
+            first = tokens.new_zeros(1)
+            wanted = LogitRows(first, first, first)
+        chosen = None if wanted is None else wanted.positions
+        if wanted is not None and self.post_process and not self.config.sequence_parallel and plan.groups:
+            plan.last_rows, chosen = wanted.rows, wanted.places
         self.place(plan, position_ids)
         hidden: Tensor
         if start is None:
@@ -87,8 +90,8 @@ class FrozenGPT(GPTModel, FrozenModel):
         if self.config.sequence_parallel:
             hidden = sequence.gather_sequence(hidden)
         hidden = hidden.transpose(0, 1)  # [b, s, h]
-        if logit_positions is not None:
-            hidden = hidden.flatten(0, 1)[logit_positions]
+        if chosen is not None:
+            hidden = hidden.flatten(0, 1)[chosen]
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         return self.scaled_logits(self.output_layer(hidden, weight=weight)[0][..., : self.num_logits])
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from nemo_launcher.data.choice_labels import ChoiceLabels
 from nemo_launcher.data.hidden_file import HiddenRows
 from nemo_launcher.data.prefix_tree import PrefixTree, prefix_trees
+from nemo_launcher.families.gpt.logit_rows import LogitRows
 from nemo_launcher.families.gpt.samples import GPTChoices, GPTSample
 from nemo_launcher.megatron.attention_plan import Group
 
@@ -85,8 +86,8 @@ class PackedBatch:
     """The position of each token in its own text, [1, s]."""
     groups: tuple[Group, ...]
     """The row's groups, in order."""
-    logit_positions: Tensor
-    """The row positions whose next token is in the loss, [n]."""
+    logits: LogitRows
+    """The row positions whose next token is in the loss, n of them."""
     labels: Tensor
     """Those next tokens, [n]."""
     label_samples: Tensor
@@ -134,7 +135,7 @@ class PackedBatch:
 _TENSORS = (
     "tokens",
     "position_ids",
-    "logit_positions",
+    "logits",
     "labels",
     "label_samples",
     "cache_index",
@@ -163,7 +164,7 @@ def pack(samples: Sequence[GPTSample], *, share_prefix: bool = True) -> PackedBa
         tokens=torch.tensor([row.tokens]),
         position_ids=torch.tensor([row.positions]),
         groups=tuple(row.groups),
-        logit_positions=torch.tensor(rows),
+        logits=LogitRows.of(torch.tensor(rows)),
         labels=torch.tensor(labels),
         label_samples=torch.tensor(owners),
         cache_index=torch.tensor([place + [0] * (width - len(place)) for place in places]),

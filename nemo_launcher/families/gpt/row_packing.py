@@ -9,6 +9,7 @@ import torch
 
 from nemo_launcher.data.prefix_tree import prefix_trees
 from nemo_launcher.data.row_tree import RowForest, RowPlan, RowTree, plan_rows
+from nemo_launcher.families.gpt.logit_rows import LogitRows
 from nemo_launcher.families.gpt.packing import PackedBatch, Row
 from nemo_launcher.families.gpt.samples import GPTSample
 
@@ -41,7 +42,7 @@ def _packed(plan: RowPlan, samples: Sequence[GPTSample], inputs: Sequence[list[i
         tokens=torch.tensor([row.tokens]),
         position_ids=torch.tensor([row.positions]),
         groups=tuple(row.groups),
-        logit_positions=positions,
+        logits=LogitRows.of(positions),
         labels=labels,
         label_samples=owners,
         cache_index=empty[:, None],
