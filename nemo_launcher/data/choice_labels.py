@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nemo_launcher.megatron.transfer import on_device
+
 
 @dataclass(frozen=True, slots=True)
 class ChoiceLabels:
@@ -30,4 +32,4 @@ class ChoiceLabels:
 
     def to(self, device: torch.device) -> ChoiceLabels:
         """Return the labels with their tensors on `device`."""
-        return ChoiceLabels(self.records.to(device), self.is_right.to(device), self.is_counted.to(device))
+        return ChoiceLabels(*(on_device(each, device) for each in (self.records, self.is_right, self.is_counted)))

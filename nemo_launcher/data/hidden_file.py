@@ -19,6 +19,7 @@ from torch import Tensor
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.foreign import parse_json
 from nemo_launcher.files.mapped import map_bytes
+from nemo_launcher.megatron.transfer import on_device
 
 FORMAT = 1
 """The version of files; part of their names."""
@@ -77,7 +78,7 @@ class HiddenRows:
         """Return the hidden states, [s, 1, hidden]. Raises UserError like `keep_mapped`."""
         if self.path not in _mapped:
             keep_mapped(self.path)
-        return _mapped[self.path][self.index].to(device)[:, None]
+        return on_device(_mapped[self.path][self.index], device)[:, None]
 
 
 _mapped: dict[Path, Tensor] = {}

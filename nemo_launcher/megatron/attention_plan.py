@@ -25,6 +25,7 @@ from nemo_launcher.megatron.block_attention import Block, cut_into_blocks
 from nemo_launcher.megatron.decoding import DecodingPlan
 from nemo_launcher.megatron.flex_attention import block_mask
 from nemo_launcher.megatron.rotary import Rotation
+from nemo_launcher.megatron.transfer import on_device
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -115,7 +116,7 @@ class AttentionPlan:
     def row_mask(self, device: torch.device, window: int | None = None) -> BlockMask:
         """Return the mask of the whole row, for FlexAttention (megatron.flex_attention)."""
         if window not in self._row_masks:
-            until = torch.cat([group.visible_until() + group.start for group in self.groups]).to(device)
+            until = on_device(torch.cat([group.visible_until() + group.start for group in self.groups]), device)
             self._row_masks[window] = block_mask(until, None if window is None else (window, self.row_depths(device)))
         return self._row_masks[window]
 
@@ -138,7 +139,7 @@ class AttentionPlan:
     def row_depths(self, device: torch.device) -> Tensor:
         """Return the place of each token of the row in its own text, [s], for FlexAttention with ALiBi."""
         if self._depths is None:
-            self._depths = torch.cat([group.depths() for group in self.groups]).to(device)
+            self._depths = on_device(torch.cat([group.depths() for group in self.groups]), device)
         return self._depths
 
     def group_bias(self, index: int, like: Tensor, window: int | None = None, learned: int = 0) -> Tensor:
@@ -150,9 +151,9 @@ class AttentionPlan:
         assert self.alibi is not None
         if (index, window, learned) not in self._biases:
             group, allowed = self.groups[index], self.group_mask(index, like.device, window)
-            own = group.depths()
-            keys = torch.cat((torch.arange(-learned, group.cached), own)).to(like.device)
-            bias = self.alibi.between(own.to(like.device), keys)
+            own = on_device(group.depths(), like.device)
+            keys = torch.cat((torch.arange(-learned, group.cached, device=like.device), own))
+            bias = self.alibi.between(own, keys)
             hidden = ~pad(allowed, (learned, 0), value=True)
             self._biases[index, window, learned] = bias.masked_fill_(hidden, float("-inf")).to(like.dtype)
         return self._biases[index, window, learned]
@@ -161,12 +162,12 @@ class AttentionPlan:
         """Return the mask of a group, [length, cached + length], True where attention is allowed."""
         if (index, window) not in self._masks:
             group = self.groups[index]
-            until = group.visible_until()
-            tokens = torch.arange(len(until))
+            until = on_device(group.visible_until(), device)
+            tokens = torch.arange(len(until), device=device)
             allowed = (tokens[:, None] >= tokens) & (tokens[:, None] < until)
             allowed = pad(allowed, (group.cached, 0), value=True)
             if window is not None:
-                own = group.depths()
-                allowed &= own[:, None] - torch.cat((torch.arange(group.cached), own)) < window
-            self._masks[index, window] = allowed.to(device)
+                own = on_device(group.depths(), device)
+                allowed &= own[:, None] - torch.cat((torch.arange(group.cached, device=device), own)) < window
+            self._masks[index, window] = allowed
         return self._masks[index, window]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nemo_launcher.megatron.alibi import Alibi
 from nemo_launcher.megatron.key_value_cache import Index, KeyValueCache, Places
+from nemo_launcher.megatron.transfer import on_device
 
 # Products over several prefixes are padded to the largest number of samples, up to this multiple of the queries.
 MAX_PADDING = 4
@@ -45,9 +46,9 @@ class Sharing:
             queries = padded.clamp(min=0)[:, None] * heads + torch.arange(heads)[:, None]
             places = torch.arange(start, start + queries.numel()).view_as(queries).transpose(1, 2)
             results[padded[padded >= 0]] = places[padded >= 0]
-            self._parts.append((part, queries.to(device)))
+            self._parts.append((part, on_device(queries, device)))
             start += queries.numel()
-        self._results = results.flatten().to(device)
+        self._results = on_device(results.flatten(), device)
 
     def multiply(self, operands: Tensor, prefixes: Tensor) -> Tensor:
         """Return the product of each sample's operands with its prefix's matrices, [samples, heads, each, m].

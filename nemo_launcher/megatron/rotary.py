@@ -120,19 +120,22 @@ class Rotary:
             local_base=number(config, "rotary_base_local"),
         )
 
-    def angles(self, position_ids: Tensor, frequencies: Tensor) -> Tensor:
-        """Return the angles of tokens, [s, b, 1, rotary_dim].
-
-        position_ids: [b, s]; frequencies: [rotary_dim / 2], not scaled. Megatron-core's own table counts from 0 along
-        the row and requires CUDA.
-        """
-        frequencies = frequencies.to(position_ids.device)
+    def scaled(self, frequencies: Tensor) -> Tensor:
+        """Return the frequencies with the settings' scaling, [rotary_dim / 2], in radians per token."""
         if self.scaling is not None:
             frequencies = self.scaling.apply(frequencies)
         if self.yarn is not None:
             frequencies = self.yarn.apply(frequencies, self.base)
         if self.divisors is not None:
             frequencies = frequencies / torch.tensor(self.divisors, device=frequencies.device)
+        return frequencies
+
+    def angles(self, position_ids: Tensor, frequencies: Tensor) -> Tensor:
+        """Return the angles of tokens, [s, b, 1, rotary_dim].
+
+        position_ids: [b, s]; frequencies: those that are `scaled`, [rotary_dim / 2]. Megatron-core's own table counts
+        from 0 along the row and requires CUDA.
+        """
         return _angles(position_ids, frequencies, self.interpolation_factor)
 
     def local_angles(self, position_ids: Tensor, width: int) -> Tensor:

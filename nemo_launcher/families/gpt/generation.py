@@ -23,6 +23,7 @@ from nemo_launcher.megatron.key_value_cache import KeyValueCache
 from nemo_launcher.megatron.packed_weight import any_parameter
 from nemo_launcher.megatron.relay import relay
 from nemo_launcher.megatron.sizes import StackStages
+from nemo_launcher.megatron.transfer import on_device
 
 
 class GPTDecoding:
@@ -146,7 +147,7 @@ class GPTDecoding:
 
     def _run(self, row: Row, plan: AttentionPlan, wanted: Sequence[int]) -> Tensor:
         """Return the logits at some of the row's positions, [n, vocabulary], after all pipeline stages."""
-        tokens, positions = torch.tensor([row.tokens, row.positions], device=self.device)[:, None]
+        tokens, positions = on_device(torch.tensor([row.tokens, row.positions]), self.device)[:, None]
         logits = LogitRows.of(torch.tensor(wanted)).to(self.device)
 
         def forward(received: Tensor | None) -> Tensor:

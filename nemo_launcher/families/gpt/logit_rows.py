@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nemo_launcher.megatron.transfer import on_device
+
 
 @dataclass(frozen=True, slots=True)
 class LogitRows:
@@ -31,4 +33,4 @@ class LogitRows:
 
     def to(self, device: torch.device) -> LogitRows:
         """Return the positions on `device`."""
-        return LogitRows(self.positions.to(device), self.rows.to(device), self.places.to(device))
+        return LogitRows(*(on_device(each, device) for each in (self.positions, self.rows, self.places)))

@@ -37,6 +37,7 @@ from nemo_launcher.megatron.self_attention import (
     ScalableSelfAttention,
 )
 from nemo_launcher.megatron.sizes import ONE_RANK, ParallelSizes, check_division
+from nemo_launcher.megatron.transfer import on_device
 from nemo_launcher.megatron.variation import Variation
 
 
@@ -53,6 +54,7 @@ class FrozenGPT(GPTModel, FrozenModel):
     rotary: Rotary
     variation: Variation
     output_layer: FrozenHead
+    _kept_frequencies: Tensor | None = None
 
     def forward(
         self,
@@ -164,13 +166,20 @@ class FrozenGPT(GPTModel, FrozenModel):
         """Return the rotary positions of a row by the names that layers have for them; position_ids: [b, s]."""
         if self.position_embedding_type != "rope":
             return {}
-        angles = self.rotary.angles(position_ids, self.rotary_pos_emb.inv_freq)
+        angles = self.rotary.angles(position_ids, self._frequencies(position_ids.device))
         dtype = self.config.params_dtype
         pairs = bool(self.rotary.interleaved)
         found = {"global": Rotation.from_angles(angles, dtype, self.rotary.magnitude, interleaved=pairs)}
         if self.rotary.local_base is not None:
             found["local"] = Rotation.from_angles(self.rotary.local_angles(position_ids, angles.size(-1)), dtype)
         return found
+
+    def _frequencies(self, device: torch.device) -> Tensor:
+        """Return the rotary frequencies, [rotary_dim / 2], on the model's device, to which they are copied once."""
+        kept = self._kept_frequencies
+        if kept is None or kept.device != device:
+            kept = self._kept_frequencies = on_device(self.rotary.scaled(self.rotary_pos_emb.inv_freq), device)
+        return kept
 
 
 def build_gpt(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from nemo_launcher.data.prefix_tree import PrefixTree, prefix_trees
 from nemo_launcher.families.gpt.logit_rows import LogitRows
 from nemo_launcher.families.gpt.samples import GPTChoices, GPTSample
 from nemo_launcher.megatron.attention_plan import Group
+from nemo_launcher.megatron.transfer import on_device
 
 
 @dataclass(slots=True)
@@ -112,11 +114,11 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """Return the batch with its tensors on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        moved: dict[str, Any] = {name: on_device(getattr(self, name), device) for name in _TENSORS}
         if self.label_counts is not None:
-            moved["label_counts"] = self.label_counts.to(device)
+            moved["label_counts"] = on_device(self.label_counts, device)
         choices = None if self.choices is None else self.choices.to(device)
-        return replace(self, **moved, choices=choices)
+        return replace(self, **moved, logits=self.logits.to(device), choices=choices)
 
     def owners(self) -> tuple[Tensor, Tensor]:
         """Return for each token a sample that has it, as an index in the micro-batch, and its place there, [s] each."""
@@ -135,7 +137,6 @@ class PackedBatch:
 _TENSORS = (
     "tokens",
     "position_ids",
-    "logits",
     "labels",
     "label_samples",
     "cache_index",

@@ -16,6 +16,7 @@ from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.key_value_cache import KeyValueCache, Places
 from nemo_launcher.megatron.packed_weight import any_parameter
 from nemo_launcher.megatron.relay import relay
+from nemo_launcher.megatron.transfer import on_device
 
 NEMO_LENGTH = 40
 """The number of tokens that NeMo generates if the adapter's configuration has no decoder_seq_length."""
@@ -42,11 +43,11 @@ class T5Decoding:
         so_far = [*self.answers.lengths, *(0 for _ in joining)]
         self.answers.lengths = [length + 1 for length in so_far]
         self.answers.reserve(len(tokens), self.max_new_tokens)
-        new, places = torch.tensor([tokens, so_far], device=self.device)
+        new, places = on_device(torch.tensor([tokens, so_far]), self.device)
         bias, cross_bias = self.biases
         rows = torch.arange(len(tokens), device=self.device)
         plan = StepPlan(self.answers, (rows, places, rows), StepMask(places + 1, max(so_far) + 1, bias, places))
-        lengths = torch.tensor(self.prompts.lengths, device=self.device)
+        lengths = on_device(torch.tensor(self.prompts.lengths), self.device)
         cross_plan = CrossStepPlan(StepMask(lengths, max(self.prompts.lengths), cross_bias, places))
         return relay(
             lambda received: self.model.step(new, places, prompts, plan, cross_plan, received),
@@ -67,7 +68,7 @@ class T5Decoding:
             start += length
         self.prompts.lengths += prompts.lengths
         self.prompts.reserve(len(self.prompts.lengths), max(prompts.lengths))
-        hidden = self._encode(Row(prompts.tokens.to(self.device), prompts.lengths))
+        hidden = self._encode(Row(on_device(prompts.tokens, self.device), prompts.lengths))
         return EncodedPrompts(self.prompts, hidden, places.index(self.device))
 
     def _encode(self, prompts: Row) -> Tensor:

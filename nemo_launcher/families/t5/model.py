@@ -37,6 +37,7 @@ from nemo_launcher.megatron.sizes import (
     check_division,
     encoder_and_decoder_stages,
 )
+from nemo_launcher.megatron.transfer import on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Row:
 
     def to(self, device: torch.device) -> Row:
         """Return the row on `device`."""
-        return replace(self, tokens=self.tokens.to(device))
+        return replace(self, tokens=on_device(self.tokens, device))
 
     def position_ids(self) -> Tensor:
         """Return the position of each token in its own sample, [1, s]."""

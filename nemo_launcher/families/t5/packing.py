@@ -16,6 +16,7 @@ from nemo_launcher.data.choice_labels import ChoiceLabels
 from nemo_launcher.data.hidden_file import HiddenRows
 from nemo_launcher.families.t5.model import Row
 from nemo_launcher.families.t5.samples import T5Choices, T5Sample
+from nemo_launcher.megatron.transfer import on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,9 @@ class T5Batch:
             self,
             encoder_row=self.encoder_row.to(device),
             decoder_row=self.decoder_row.to(device),
-            labels=self.labels.to(device),
-            label_samples=self.label_samples.to(device),
-            lengths=self.lengths.to(device),
+            labels=on_device(self.labels, device),
+            label_samples=on_device(self.label_samples, device),
+            lengths=on_device(self.lengths, device),
             choices=None if self.choices is None else self.choices.to(device),
         )
 
