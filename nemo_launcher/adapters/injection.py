@@ -168,10 +168,7 @@ class AdapterSet:
     def clip_gradients(self, max_norm: float) -> Tensor:
         """Scale the gradients so that their norm over all ranks is at most `max_norm`; return the norm before, []."""
         norm = self.gradient_norm()
-        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
+        torch.nn.utils.clip_grads_with_norm_(self.parameters(), max_norm, norm)
         return norm
 
     def gradient_norm(self) -> Tensor:

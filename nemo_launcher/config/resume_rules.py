@@ -63,6 +63,7 @@ LAST_DIGITS = (
     "model.activations_checkpoint_method",
     "model.activations_checkpoint_num_layers",
     "model.attention_backend",
+    "model.fused_kernels",
     "model.torch_compile",
     "model.data.layout",
     "model.data.cache_hidden",

@@ -13,11 +13,13 @@ from torch.nn.functional import dropout, pad, scaled_dot_product_attention
 from nemo_launcher.megatron.attention_plan import AttentionPlan
 from nemo_launcher.megatron.block_attention import attention_in_blocks
 from nemo_launcher.megatron.compilation import compile_error
-from nemo_launcher.megatron.flex_attention import row_attention
+from nemo_launcher.megatron.flex_attention import biased_by_alibi, row_attention
+from nemo_launcher.megatron.fused import Fusable, rotate
 from nemo_launcher.megatron.packed_weight import any_parameter
+from nemo_launcher.megatron.rotary import Rotation
 
 
-class PackedAttention(MegatronModule):
+class PackedAttention(Fusable, MegatronModule):
     """Megatron-core's core attention for packed rows, on torch's scaled_dot_product_attention.
 
     Takes the constructor arguments of DotProductAttention in megatron-core 0.16, so that a ModuleSpec can name it.
@@ -45,7 +47,7 @@ class PackedAttention(MegatronModule):
         plan = attention_mask
         rotation = plan.rotations.get(self.rotation or "")
         if rotation is not None:
-            query, key = rotation.apply_rotary(query), rotation.apply_rotary(key)
+            query, key = self._rotated(rotation, query, key)
         if plan.path is not None:
             key, value = plan.path.extend(self.layer_number, key, value)
         continues = len(key) > len(query)
@@ -73,12 +75,17 @@ class PackedAttention(MegatronModule):
             output = output[plan.last_rows]
         return output.flatten(2)
 
+    def _rotated(self, rotation: Rotation, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        if self.fuses and not rotation.interleaved:
+            return rotate(query, key, rotation.cos, rotation.sin)
+        return rotation.apply_rotary(query), rotation.apply_rotary(key)
+
     def _row(self, plan: AttentionPlan, *row: Tensor) -> Tensor:
         """Return the output of a whole row in one kernel; row: its query, key and value."""
         device = row[0].device
         mask = plan.row_mask(device, plan.needed(self.window))
-        depths = None if plan.alibi is None else plan.row_depths(device)
-        return row_attention(*row, mask=mask, scale=self._scale(row[0]), alibi=plan.alibi, depths=depths)
+        change = None if plan.alibi is None else biased_by_alibi(plan.alibi, plan.row_depths(device))
+        return row_attention(*row, mask=mask, scale=self._scale(row[0]), change=change)
 
     def _groups(self, plan: AttentionPlan, *row: Tensor) -> list[Tensor]:
         """Return the output of each group; row: query, key and value of the whole row."""

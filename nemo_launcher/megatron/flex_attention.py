@@ -9,6 +9,7 @@ Source: Dong et al. 2024, "Flex Attention: A Programming Model for Generating Op
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from nemo_launcher.megatron.alibi import Alibi
 if TYPE_CHECKING:  # slow to import, and not used on a CPU
     from torch.nn.attention.flex_attention import BlockMask
 
+ScoreChange = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""A score, and the indices of its batch element, head, query and key -> the changed score."""
 _KERNELS = 64
 """The maximum number of kernels per process; torch raises an error beyond it."""
 
@@ -30,7 +33,6 @@ def block_mask(visible_until: Tensor, window: tuple[int, Tensor] | None = None) 
     window: the number of tokens, the own one included, that a token attends to, and the place of each token in its own
     text, [s].
     """
-    from torch.nn.attention.flex_attention import create_block_mask
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < visible_until[key])
@@ -40,25 +42,42 @@ def block_mask(visible_until: Tensor, window: tuple[int, Tensor] | None = None) 
         return sees(batch, head, query, key) & (window[1][query] - window[1][key] < window[0])
 
     count = len(visible_until)
-    return create_block_mask(
-        sees if window is None else sees_near, None, None, count, count, device=str(visible_until.device)
-    )
+    return _make_mask(sees if window is None else sees_near, count, count, visible_until.device)
+
+
+def _make_mask(sees: Callable[..., Tensor], queries: int, keys: int, device: torch.device) -> BlockMask:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return create_block_mask(sees, None, None, queries, keys, device=str(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the tokens of a row lie."""
+
+    owners: Tensor
+    """The text of each token, [s]."""
+    depths: Tensor
+    """The place of each token in its text, counted from 0, [s]."""
+
+
+def mask_of_texts(queries: Places, keys: Places, *, causal: bool) -> BlockMask:
+    """Return the mask in which queries see the keys of their text, with `causal` up to their own place."""
+
+    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = queries.owners[query] == keys.owners[key]
+        return same & (keys.depths[key] <= queries.depths[query]) if causal else same
+
+    return _make_mask(sees, len(queries.owners), len(keys.owners), queries.owners.device)
 
 
 def row_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    mask: BlockMask,
-    scale: float,
-    alibi: Alibi | None = None,
-    depths: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, *, mask: BlockMask, scale: float, change: ScoreChange | None = None
 ) -> Tensor:
     """Return the attention output, [s, b, heads, head_dim].
 
-    query: [s, b, heads, head_dim]; key, value: [s, b, groups, head_dim]; mask: of the row's tokens (block_mask);
-    alibi: the biases of scores; depths: with it, the place of each token in its own text, [s].
+    query: [s, b, heads, head_dim]; key, value: [s, b, groups, head_dim]; mask: of the row's tokens (block_mask,
+    mask_of_texts); change: of the scaled scores.
     """
     q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
     output: Tensor = _kernel()(
@@ -66,7 +85,7 @@ def row_attention(
         k,
         v,
         block_mask=mask,
-        score_mod=None if alibi is None or depths is None else _biased(alibi, depths),
+        score_mod=change,
         scale=scale,
         enable_gqa=q.size(1) != k.size(1),
         kernel_options={"FORCE_USE_FLEX_ATTENTION": True},  # not the kernel for decoding, which has none of these masks
@@ -74,8 +93,17 @@ def row_attention(
     return output.permute(2, 0, 1, 3)
 
 
-def _biased(alibi: Alibi, depths: Tensor) -> Callable[..., Tensor]:
-    """Return the function that adds ALiBi's bias to a score."""
+def biased_by_position(bias: Tensor, queries: Places, keys: Places) -> ScoreChange:
+    """Return the function that adds a bias by the places of query and key; bias: [heads, places, places]."""
+
+    def change(score: Tensor, _batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + bias[head, queries.depths[query], keys.depths[key]]
+
+    return change
+
+
+def biased_by_alibi(alibi: Alibi, depths: Tensor) -> ScoreChange:
+    """Return the function that adds ALiBi's biases; depths: the place of each token in its own text, [s]."""
     if alibi.rounded_scale is None:
         slopes, places = alibi.slopes, depths.float()
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from nemo_launcher.megatron.experts import FrozenExperts
 from nemo_launcher.megatron.frozen_linear import FrozenColumnParallelLinear, FrozenRowParallelLinear
 from nemo_launcher.megatron.frozen_mlp import FrozenMLP
-from nemo_launcher.megatron.frozen_norm import FrozenNorm
+from nemo_launcher.megatron.frozen_norm import FrozenNorm, FrozenRMSNorm
+from nemo_launcher.megatron.fused import add_rms_norm
 from nemo_launcher.megatron.layer_config import LayerConfig
 from nemo_launcher.megatron.recompute import recomputed
 from nemo_launcher.megatron.seeded_dropout import current_dropout_seed, dropout_seed
@@ -41,6 +42,8 @@ class FrozenLayer(TransformerLayer):
         super().__init__(config, *args, **kwargs)
         variation = config.variation if isinstance(config, LayerConfig) else PLAIN
         self.is_parallel = bool(variation.is_parallel)
+        # Whether outputs of sub-layers are added to the residual as they are.
+        self.adds_plainly = not (config.add_bias_linear or variation.norm_place or variation.residual_multiplier)
         for name, add in (("self_attn", self.self_attn_bda), ("mlp", self.mlp_bda)):
             norm = None
             if variation.norm_place is not None:
@@ -83,6 +86,8 @@ class FrozenLayer(TransformerLayer):
         """Run the layer. With recomputation it runs twice, the second time in another thread."""
         if self.is_parallel:
             return self._side_by_side(*args, **kwargs), None
+        if self._fuses_additions():
+            return self._fused(*args, **kwargs)
         output: tuple[Tensor, Tensor | None] = super().forward(*args, **kwargs)
         return output
 
@@ -95,6 +100,30 @@ class FrozenLayer(TransformerLayer):
         residual = self.self_attn_bda(*options)(attended, hidden_states, self.hidden_dropout)
         output: Tensor = self.mlp_bda(*options)(fed_forward, residual, self.hidden_dropout)
         return output
+
+    def _fuses_additions(self) -> bool:
+        """Return whether each addition to the residual is one operator with the norm that follows."""
+        norm, drops = self.pre_mlp_layernorm, self.training and self.hidden_dropout > 0.0
+        return isinstance(norm, FrozenRMSNorm) and norm.fuses and self.adds_plainly and not drops
+
+    def _fused(
+        self,
+        hidden_states: Tensor,
+        attention_mask: object,
+        context: Tensor | None = None,
+        context_mask: object = None,
+        **_: object,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the layer with fused additions. The order of operations is megatron-core's TransformerLayer's."""
+        output, _ = self.self_attention(self.input_layernorm(hidden_states), attention_mask=attention_mask)
+        residual = self.kept(hidden_states)
+        if not isinstance(self.cross_attention, IdentityOp):
+            norm = self.pre_cross_attn_layernorm
+            output, residual = add_rms_norm(output, residual, norm.weight, norm.eps)
+            output, _ = self.cross_attention(output, attention_mask=context_mask, key_value_states=context)
+        norm = self.pre_mlp_layernorm
+        output, residual = add_rms_norm(output, residual, norm.weight, norm.eps)
+        return self.mlp(output)[0] + residual, context
 
     def kept(self, hidden: Tensor) -> Tensor:
         """Return the tokens with which the layer continues after attention, [s, b, hidden]."""

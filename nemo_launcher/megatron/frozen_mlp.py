@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from nemo_launcher.megatron.autograd import Context
 from nemo_launcher.megatron.compilation import Compilable, compiled
 from nemo_launcher.megatron.frozen_linear import FrozenColumnParallelLinear, FrozenRowParallelLinear
+from nemo_launcher.megatron.fused import Fusable, swiglu, swiglu_backward
 from nemo_launcher.megatron.recompute import recomputed
 
 
-class FrozenMLP(Compilable, MLP):
+class FrozenMLP(Fusable, Compilable, MLP):
     """Keeps only the output of its first projection for the backward pass: recomputing the activation is cheaper.
 
     scalings: "activation" names an optional module applied before the second projection. If it has `scalers`, [ffn],
@@ -42,9 +43,37 @@ class FrozenMLP(Compilable, MLP):
         return output
 
     def _activated(self, projected: Tensor, bias: Tensor | None, scalers: Tensor | None) -> Tensor:
+        gated = self.config.gated_linear_unit
+        if self.fuses and bias is None and gated and self.activation_func is F.silu:
+            return _swiglu(projected, scalers)
         activate = compiled(_activated, projected.device) if self.compiles else _Activated.apply
-        activated: Tensor = activate(projected, bias, scalers, self.activation_func, self.config.gated_linear_unit)
+        activated: Tensor = activate(projected, bias, scalers, self.activation_func, gated)
         return activated
+
+
+def _swiglu(projected: Tensor, scalers: Tensor | None) -> Tensor:
+    activated: Tensor = _FusedSwiGLU.apply(projected, scalers)
+    return activated
+
+
+class _FusedSwiGLU(torch.autograd.Function):
+    """silu(gate) * value * scalers by fused operators, with only `projected` saved for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Context, projected: Tensor, scalers: Tensor | None) -> Tensor:
+        """Return [..., ffn]; see the function _activated."""
+        ctx.save_for_backward(projected, scalers)
+        output = swiglu(projected)
+        return output if scalers is None else output.mul_(scalers.to(output.dtype))
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of `projected` and `scalers`; grad: [..., ffn]."""
+        projected, scalers = ctx.saved_tensors
+        if scalers is None:
+            return swiglu_backward(grad, projected), None
+        product = (grad * swiglu(projected)).flatten(0, -2).sum(0, dtype=scalers.dtype)
+        return swiglu_backward(grad * scalers.to(grad.dtype), projected), product
 
 
 class _ActivatedContext(Context):

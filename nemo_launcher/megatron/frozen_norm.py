@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nemo_launcher.megatron.autograd import Context
 from nemo_launcher.megatron.compilation import Compilable, compiled
+from nemo_launcher.megatron.fused import Fusable, rms_norm
 
 
 class FrozenNorm:
@@ -31,11 +32,13 @@ class FrozenNorm:
         return norm
 
 
-class FrozenRMSNorm(Compilable, nn.RMSNorm):
+class FrozenRMSNorm(Fusable, Compilable, nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight. torch's implementation keeps two more tensors of the size of x."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalized x, [..., hidden]."""
+        if self.fuses:
+            return rms_norm(x, self.weight, self.eps)
         if self.compiles:
             normalized: Tensor = compiled(_normalized, x.device)(x, self.weight, self.eps)[0]
             return normalized

@@ -158,7 +158,9 @@ def total_norm(split: Sequence[torch.Tensor], replicated: Sequence[torch.Tensor]
 
 
 def _sum_of_squares(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    return torch.stack([torch.zeros((), device=device), *(t.float().square().sum() for t in tensors)]).sum()
+    if not tensors:
+        return torch.zeros((), device=device)
+    return torch.nn.utils.get_total_norm(tensors).square()
 
 
 def pipeline_size() -> int:

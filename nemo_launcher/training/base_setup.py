@@ -12,6 +12,8 @@ from nemo_launcher.families.base import Base
 from nemo_launcher.megatron.attention import set_attention_backend
 from nemo_launcher.megatron.compilation import set_torch_compile
 from nemo_launcher.megatron.frozen_layer import recompute_layers
+from nemo_launcher.megatron.fused import set_fused
+from nemo_launcher.megatron.fused_check import uses_fused
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.row_costs import RowCosts
 from nemo_launcher.training.base_dropout import set_base_dropout
@@ -59,6 +61,7 @@ def _set_up(base: Base, settings: Ia3Model) -> Layout:
         )
     set_attention_backend(base.model, settings.attention_backend)
     set_torch_compile(base.model, settings.torch_compile)
+    set_fused(base.model, uses_fused(settings.fused_kernels, base.device, base.dtype))
     size = settings.micro_batch_size
     if not settings.nemo_compat:
         # Rank 0's number of threads decides: replicas that cut a batch differently would repeat or lose samples.

@@ -32,6 +32,7 @@ from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.files.atomic import finite_or_none, write_json
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.compilation import check_torch_compile
+from nemo_launcher.megatron.fused_check import uses_fused
 from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.agreement import check_same
@@ -61,6 +62,8 @@ def train(job: Loaded[Learning]) -> None:
     allow_tf32(config.trainer.tf32)
     if config.model.torch_compile:
         check_torch_compile(parallel.local_device(), "model.torch_compile")
+    if config.model.fused_kernels == "liger":
+        uses_fused("liger", parallel.local_device(), dtype)
     templates = _checked_data(job)
     finds = [RATE] if finds_rate(job.values) else []
     said = list(dict.fromkeys([*(config.run.automatic or ()), *automatic_keys(job.values), *finds]))

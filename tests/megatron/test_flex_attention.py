@@ -10,10 +10,16 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as torch_flex
 
+from nemo_launcher.data.batching import Collate
+from nemo_launcher.data.layout import Layout
+from nemo_launcher.families.t5.packing import pack
+from nemo_launcher.families.t5.samples import T5Sample
 from nemo_launcher.megatron import flex_attention
 from nemo_launcher.megatron.alibi import BIASES, Alibi
 from nemo_launcher.megatron.attention import PackedAttention, set_attention_backend
 from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
+from nemo_launcher.training.step import forward_backward
+from tests import t5
 from tests.engine import adapted, gradients_of, random_tree
 from tests.megatron.test_block_attention import random_group
 
@@ -110,8 +116,8 @@ def test_the_kernel_adds_the_biases_of_alibi(dtype: torch.dtype, kind: str) -> N
     plan = AttentionPlan([group], alibi=alibi)
     q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in tensors)
     wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=plan.group_bias(0, q), scale=0.3)
-    options = {"mask": plan.row_mask(device), "alibi": alibi, "depths": plan.row_depths(device)}
-    found = flex_attention.row_attention(*tensors, scale=0.3, **options)
+    change = flex_attention.biased_by_alibi(alibi, plan.row_depths(device))
+    found = flex_attention.row_attention(*tensors, mask=plan.row_mask(device), scale=0.3, change=change)
     wanted = wanted.permute(2, 0, 1, 3)
     grad = torch.randn_like(wanted)
     mine, theirs = ((output, *torch.autograd.grad(output, tensors, grad)) for output in (found, wanted))
@@ -131,3 +137,27 @@ def test_short_rows_without_gradients_have_a_kernel() -> None:
             q, k, v, attn_mask=plan.group_mask(0, device), scale=0.3, enable_gqa=True
         ).permute(2, 0, 1, 3)
     torch.testing.assert_close(found, wanted, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.usefixtures("reference")
+@pytest.mark.parametrize("variant", ["", "_fused", "_hft5"])
+def test_a_t5_computes_in_one_kernel_what_it_computes_by_sample(variant: str) -> None:
+    _, base, adapters = t5.adapted(f"ia3_t5{variant}")
+    generator = random.Random(3)
+
+    def tokens(count: int) -> list[int]:
+        return [generator.randrange(3, 60) for _ in range(count)]
+
+    samples = [T5Sample(tokens(generator.randint(2, 12)), tokens(generator.randint(3, 7)), {}, "") for _ in range(5)]
+    results = []
+    for uses in (False, True):
+        for module in base.model.modules():
+            if isinstance(module, PackedAttention):
+                module.uses_flex = uses
+        for parameter in adapters.parameters():
+            parameter.grad = None
+        batch = Collate(Layout.one_after_the_other(5), False, pack=pack)(samples)
+        loss = forward_backward(base.model, batch, backward=True)
+        results.append([loss, *(parameter.grad for parameter in adapters.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

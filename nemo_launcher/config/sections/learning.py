@@ -267,6 +267,9 @@ class Ia3Model:
     """Layers of a pipeline stage that are recomputed under `block`."""
     attention_backend: Literal["auto", "sdpa", "flex"] = "auto"
     """How a GPT's attention is computed on a GPU; `auto` uses FlexAttention if it works. Not a NeMo key."""
+    fused_kernels: Literal["auto", "liger", "torch"] = "auto"
+    """Whether norms, rotary positions and SwiGLU are fused on a GPU; `auto` uses liger-kernel if it works. Not a NeMo
+    key."""
     torch_compile: bool = False
     """Whether norms and activations are compiled. Not a NeMo key."""
     restore_path: PathText | None = None

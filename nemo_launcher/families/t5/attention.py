@@ -9,7 +9,8 @@ block. In generation a row holds one new token of each sample instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from megatron.core.transformer.attention import CrossAttention
@@ -18,11 +19,34 @@ from torch import Tensor
 
 from nemo_launcher.families.t5.positions import PositionBias
 from nemo_launcher.megatron.attention import PackedAttention
+from nemo_launcher.megatron.flex_attention import Places, biased_by_position, mask_of_texts, row_attention
 from nemo_launcher.megatron.key_value_cache import Index, KeyValueCache
 from nemo_launcher.megatron.self_attention import KeyValueScaling
+from nemo_launcher.megatron.transfer import on_device
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 # q, k, v [b, heads, tokens, head_dim], a mask or bias or None, is_causal -> [b, heads, tokens, head_dim]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _FlexRow:
+    """A row for FlexAttention (megatron.flex_attention)."""
+
+    queries: Places
+    """The key block that each query belongs to, and its place in its own block."""
+    keys: Places
+    """The block of each key, and its place there."""
+    mask: BlockMask
+    """Which keys each query attends to."""
+
+
+def _places(owners: Sequence[int], lengths: Sequence[int], device: torch.device) -> Places:
+    each = torch.tensor(list(owners)).repeat_interleave(torch.tensor(list(lengths)))
+    depths = torch.cat([torch.arange(length) for length in lengths])
+    return Places(*on_device(torch.stack((each, depths)), device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +66,18 @@ class BlockPlan:
     """
     key_blocks: Sequence[int] | None = None
     """The key block of each query block; None for the i-th of the i-th. Several query blocks may have the same one."""
+
+    _rows: dict[torch.device, _FlexRow] = field(default_factory=dict)
+    """What FlexAttention needs, computed once for all layers."""
+
+    def flex_row(self, device: torch.device) -> _FlexRow:
+        """Return the mask and places for attention of the whole row in one kernel."""
+        if device not in self._rows:
+            owners = range(len(self.query_lengths)) if self.key_blocks is None else self.key_blocks
+            queries = _places(owners, self.query_lengths, device)
+            keys = _places(range(len(self.key_lengths)), self.key_lengths, device)
+            self._rows[device] = _FlexRow(queries, keys, mask_of_texts(queries, keys, causal=self.causal))
+        return self._rows[device]
 
     def attend(self, layer: int, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return [tokens, 1, heads, head_dim]; query, key, value: [tokens, 1, heads, head_dim] of a row."""
@@ -190,7 +226,19 @@ class BlockAttention(PackedAttention):
         **_: object,
     ) -> Tensor:
         """Return [s, b, heads * head_dim]; query, key, value: [s, b, heads, head_dim]."""
-        return attention_mask.attend(self.layer_number, self._attend_scaled, query, key, value).flatten(2)
+        plan = attention_mask
+        if self.uses_flex and isinstance(plan, BlockPlan) and not (self._has_dropout() or self.prefixes):
+            return self._row_of(plan, query, key, value).flatten(2)
+        return plan.attend(self.layer_number, self._attend_scaled, query, key, value).flatten(2)
+
+    def _row_of(self, plan: BlockPlan, *row: Tensor) -> Tensor:
+        """Return the output of a whole row in one kernel; row: its query, key and value."""
+        flex, change = plan.flex_row(row[0].device), None
+        if plan.bias is not None:
+            bias = plan.bias.of(self.layer_number)[0]
+            bias = bias * self.coefficient if self.coefficient != 1 else bias
+            change = biased_by_position(bias, flex.queries, flex.keys)
+        return row_attention(*row, mask=flex.mask, scale=self._scale(row[0]), change=change)
 
     def _attend_scaled(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
         if mask is not None and mask.is_floating_point() and self.coefficient != 1:

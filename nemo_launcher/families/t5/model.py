@@ -57,8 +57,8 @@ class Row:
 
     def position_ids(self) -> Tensor:
         """Return the position of each token in its own sample, [1, s]."""
-        places = [torch.arange(length, device=self.tokens.device) for length in self.lengths]
-        return torch.cat(places)[None]
+        places = torch.cat([torch.arange(length) for length in self.lengths])
+        return on_device(places, self.tokens.device)[None]
 
 
 class FrozenT5(FrozenModel):
