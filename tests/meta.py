@@ -42,6 +42,7 @@ _SEVERAL = {
     "aten::select_backward": 2,
     "aten::slice_backward": 2,
 }
+_TENSORS_A_LAUNCH = 64  # torch's operations on lists of tensors take at least so many in one kernel
 _ATTENTION = {"sdpa": 1, "sdpa_backward": 3, "flex": 1, "flex_backward": 3}
 
 
@@ -78,7 +79,7 @@ class Recorder(TorchDispatchMode):
         elif len(devices) > 1:
             self.mixed[name] += 1
         if name not in _NO_KERNEL and not _is_view(func, name):
-            self.kernels[name] += KERNELS.get(name.removeprefix(NAMESPACE), _SEVERAL.get(name, 1))
+            self.kernels[name] += _kernels_of(name, len(given))
             if name not in _PRODUCTS:
                 self.traffic += sum(each.nbytes for each in given + made if each.device == META)
         return result
@@ -86,6 +87,13 @@ class Recorder(TorchDispatchMode):
     def total(self) -> int:
         """Return the number of kernels."""
         return self.kernels.total()
+
+
+def _kernels_of(name: str, tensors: int) -> int:
+    """Return the number of kernels of an operation that takes so many tensors."""
+    if name.startswith("aten::_foreach_"):
+        return -(-tensors // _TENSORS_A_LAUNCH)
+    return KERNELS.get(name.removeprefix(NAMESPACE), _SEVERAL.get(name, 1))
 
 
 def _is_view(func: Any, name: str) -> bool:
@@ -126,6 +134,7 @@ def recorded() -> Iterator[Recorder]:
         patch.object(attention, "scaled_dot_product_attention", sdpa),
         patch.object(flex_attention, "_kernel", lambda: flex),
         patch.object(flex_attention, "_make_mask", lambda *_: None),
+        patch.object(torch.nn.utils.clip_grad, "_has_foreach_support", lambda tensors, device: True),
         recorder,
     ):
         yield recorder

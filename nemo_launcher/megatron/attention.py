@@ -62,7 +62,8 @@ class PackedAttention(Fusable, MegatronModule):
                 alibi=plan.alibi,
             )
             parts = [attended[:, None]]
-        if self.uses_flex and plan.decoding is None and not (continues or self._has_dropout() or self.prefixes):
+        whole_row = self.uses_flex and not self._is_one_text(plan)
+        if whole_row and plan.decoding is None and not (continues or self._has_dropout() or self.prefixes):
             parts = [self._row(plan, query, key, value)]
         elif plan.decoding is None and self._uses_blocks(query):
             parts = [self._in_blocks(plan, 0, len(plan.groups), query, key, value)]
@@ -91,6 +92,8 @@ class PackedAttention(Fusable, MegatronModule):
         """Return the output of each group; row: query, key and value of the whole row."""
         if not plan.groups:
             return []
+        if len(plan.groups) == 1 and plan.groups[0].start == 0:
+            return [self._group(plan, 0, *row)]
         # A single split: the gradient of each slice would be as large as the row, with three slices per group.
         before = plan.groups[0].start  # tokens of decoding samples
         sizes = [before, *(group.stop - group.start for group in plan.groups)]
@@ -108,6 +111,11 @@ class PackedAttention(Fusable, MegatronModule):
         plain = len(group.lengths) == 1 and plan.needed(self.window) is None and plan.alibi is None
         mask = None if plain else self._mask(plan, index, q)
         return self._attend(q, k, v, mask, is_causal=plain).permute(2, 0, 1, 3)
+
+    def _is_one_text(self, plan: AttentionPlan) -> bool:
+        """Return whether the row is one text with causal attention, for which torch's own kernels are faster."""
+        plain = len(plan.groups) == 1 and len(plan.groups[0].lengths) == 1
+        return plain and plan.alibi is None and plan.needed(self.window) is None
 
     def _has_dropout(self) -> bool:
         return self.training and self.dropout > 0.0

@@ -70,10 +70,14 @@ class _FusedSwiGLU(torch.autograd.Function):
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the gradients of `projected` and `scalers`; grad: [..., ffn]."""
         projected, scalers = ctx.saved_tensors
+        result = swiglu_backward(grad, projected)
         if scalers is None:
-            return swiglu_backward(grad, projected), None
-        product = (grad * swiglu(projected)).flatten(0, -2).sum(0, dtype=scalers.dtype)
-        return swiglu_backward(grad * scalers.to(grad.dtype), projected), product
+            return result, None
+        # The gradient of the value, times the value, is that of the output, times the output before scaling.
+        (_, value), (_, value_grad) = _halves(projected, True), _halves(result, True)
+        product = (value_grad * value).flatten(0, -2).sum(0, dtype=scalers.dtype)
+        result.unflatten(-1, (2, -1)).mul_(scalers.to(result.dtype))  # gradients are linear in `grad`
+        return result, product
 
 
 class _ActivatedContext(Context):

@@ -29,8 +29,14 @@ class KeyValueScaling:
         return query, self.scaled("key", key), self.scaled("value", value)
 
     def scaled(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the `key` or `value`, [s, b, groups, head_dim], scaled by its module if there is one."""
+        """Return the `key` or `value`, [s, b, groups, head_dim], scaled by its module if there is one.
+
+        If it has `scalers`, [groups * head_dim], they are multiplied in directly: joining the heads would be a copy.
+        """
         scaling = self.scalings.get(name)
+        scalers: Tensor | None = getattr(scaling, "scalers", None)
+        if scalers is not None:
+            return tensor * scalers.to(tensor.dtype).view(tensor.shape[2:])
         return tensor if scaling is None else scaling(tensor.flatten(2)).view_as(tensor)
 
 

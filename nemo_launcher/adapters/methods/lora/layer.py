@@ -54,19 +54,20 @@ class LoraAdapter(nn.Module):
 
     def forward(self, x: Tensor, output: Tensor) -> Tensor:
         """Return the update, in the shape of output, [s, b, out]; x: the projection's input, [s, b, in]."""
+        # The scale multiplies the r hidden values, which are fewer than the outputs.
         first, second = self.linear_in.weight.to(x.dtype), self.linear_out.weight.to(x.dtype)
         if self.site.takes.is_split:
             hidden = reduce_from_tensor_model_parallel_region(F.linear(self._apply_dropout(x, on_input=True), first))
-            update = F.linear(copy_to_tensor_model_parallel_region(hidden), second)
-            update = self._apply_dropout(gather_from_tensor_model_parallel_region(update), on_input=False) * self.scale
+            update = F.linear(copy_to_tensor_model_parallel_region(hidden * self.scale), second)
+            update = self._apply_dropout(gather_from_tensor_model_parallel_region(update), on_input=False)
             return scatter_to_sequence_parallel_region(update) if self.sequence_parallel else update
         gather = (
             gather_from_sequence_parallel_region if self.sequence_parallel else copy_to_tensor_model_parallel_region
         )
-        hidden = F.linear(self._apply_dropout(gather(x), on_input=True), first)
+        hidden = F.linear(self._apply_dropout(gather(x), on_input=True), first) * self.scale
         # the gradient of the gathered tensor is summed over the ranks, each of which uses all of it
         hidden = copy_to_tensor_model_parallel_region(gather_from_tensor_model_parallel_region(hidden))
-        return self._apply_dropout(F.linear(hidden, second), on_input=False) * self.scale
+        return self._apply_dropout(F.linear(hidden, second), on_input=False)
 
     def _apply_dropout(self, x: Tensor, *, on_input: bool) -> Tensor:
         """Apply dropout to x if `on_input` matches dropout_position; ranks that share x use the same mask."""
