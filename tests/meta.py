@@ -37,7 +37,7 @@ _PRODUCTS = frozenset(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbm
 _SEVERAL = {
     "aten::embedding_dense_backward": 5,
     "aten::index_put": 6,
-    "aten::index_put_": 6,
+    "aten::_index_put_impl_": 6,
     "aten::native_layer_norm_backward": 2,
     "aten::select_backward": 2,
     "aten::slice_backward": 2,
@@ -57,6 +57,8 @@ class Recorder(TorchDispatchMode):
         """The bytes that operations other than matrix products and attention read and write."""
         self.copies = 0
         """The number of copies to the device."""
+        self.blocking = 0
+        """The number of those that the host waits for."""
         self.mixed: collections.Counter[str] = collections.Counter()
         """The number of other operations with tensors of two devices, 0-dimensional ones in main memory aside."""
 
@@ -75,7 +77,9 @@ class Recorder(TorchDispatchMode):
             return result
         devices = {tensor.device.type for tensor in given if tensor.dim() or tensor.device == META}
         if name in _COPIES:
-            self.copies += len({tensor.device.type for tensor in given + made}) > 1
+            crosses = len({tensor.device.type for tensor in given + made}) > 1
+            self.copies += crosses
+            self.blocking += crosses and not _does_not_block(func, args, kwargs or {})
         elif len(devices) > 1:
             self.mixed[name] += 1
         if name not in _NO_KERNEL and not _is_view(func, name):
@@ -87,6 +91,11 @@ class Recorder(TorchDispatchMode):
     def total(self) -> int:
         """Return the number of kernels."""
         return self.kernels.total()
+
+
+def _does_not_block(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    names = [argument.name for argument in func._schema.arguments]
+    return bool((dict(zip(names, args, strict=False)) | dict(kwargs)).get("non_blocking"))
 
 
 def _kernels_of(name: str, tensors: int) -> int:

@@ -13,17 +13,20 @@ from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.batching import Collate, GlobalBatch
 from nemo_launcher.data.layout import Layout
 from nemo_launcher.families.gpt import packing as gpt_packing
+from nemo_launcher.families.gpt.generation import GPTDecoding
 from nemo_launcher.families.gpt.model import build_gpt
-from nemo_launcher.families.gpt.samples import GPTSample
+from nemo_launcher.families.gpt.samples import GPTChoices, GPTSample
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.t5 import packing as t5_packing
+from nemo_launcher.families.t5.generation import T5Decoding
 from nemo_launcher.families.t5.model import build_t5
-from nemo_launcher.families.t5.samples import T5Sample
+from nemo_launcher.families.t5.samples import T5Choices, T5Sample
 from nemo_launcher.families.t5.shape import T5Shape
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.attention import PackedAttention
 from nemo_launcher.megatron.fused import set_fused
 from nemo_launcher.megatron.sizes import ONE_RANK
+from nemo_launcher.training.loss import TrainingLoss
 from nemo_launcher.training.step import forward_backward
 from tests.meta import META, Recorder, recorded
 from tests.methods import model_section
@@ -74,6 +77,30 @@ def samples(kind: str, rows: str, count: int = 46, length: int = 180, answer: in
     return [GPTSample(text + tokens(31), length + 1 - answer, {}, "") for text in texts]
 
 
+def choices(kind: str) -> list[Any]:
+    """Return records with answer choices."""
+    found = samples(kind, "unrelated", count=4, length=40, answer=4)
+    tokens, owners = [5, 6, 7, 8, 9, 10, 11, 12, 13], [0, 0, 0, 1, 1, 2, 2, 2, 2]
+    if kind == "t5":
+        return [
+            T5Choices(
+                each.input_ids, [1, *tokens[5:]], {}, "", num_shared=1, choice_ids=tokens, choice_owners=owners, right=1
+            )
+            for each in found
+        ]
+    return [
+        GPTChoices(
+            *([*each.input_ids, *tokens[5:]], len(each.input_ids), {}, ""),
+            num_shared=len(each.input_ids),
+            choice_ids=tokens,
+            choice_owners=owners,
+            unlearnt=[0, 0, 0],
+            right=1,
+        )
+        for each in found
+    ]
+
+
 def batch_of(found: list[Any]) -> GlobalBatch:
     """Return one micro-batch of all samples, in main memory."""
     is_t5 = isinstance(found[0], T5Sample)
@@ -111,10 +138,15 @@ class MetaModel:
             if isinstance(module, PackedAttention):
                 module.uses_flex = self.flex
 
-    def train(self, batch: GlobalBatch, *, backward: bool = True) -> Recorder:
+    def decoding(self, found: list[Any], new_tokens: int) -> Any:
+        """Return a generation of these prompts."""
+        family: Any = T5Decoding if self.kind == "t5" else GPTDecoding
+        return family(self.model, META, found, new_tokens)
+
+    def train(self, batch: GlobalBatch, *, backward: bool = True, loss: TrainingLoss | None = None) -> Recorder:
         """Record forward, backward and clipping, or with `backward` False a validation."""
         with recorded() as recorder:
-            forward_backward(self.model, batch.to(META), backward=backward)
+            forward_backward(self.model, batch.to(META), backward=backward, loss=loss or TrainingLoss())
             if backward:
                 self.adapters.clip_gradients(1.0)
         return recorder

@@ -177,7 +177,7 @@ def rank_choices(
         losses = token_losses(run_model(base.model, batch), batch).double()
         owners, records = batch.label_samples, batch.choices.records.tolist()
         sums = choice_scores(losses, owners, batch.choices, normalize=False).tolist()
-        counts = torch.bincount(owners[batch.choices.is_counted], minlength=len(sums)).tolist()
+        counts = batch.choices.lengths.tolist()
         for index, place in enumerate(places):
             of_record = [number for number, record in enumerate(records) if record == index]
             texts = choices_of(samples[place].record, templates[place])

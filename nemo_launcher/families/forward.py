@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,10 +24,9 @@ def choice_scores(losses: Tensor, label_samples: Tensor, choices: ChoiceLabels, 
     losses: -log p of each label, [n]; label_samples: the choice of each label, [n]. The mean is beta(x, y) of T-Few
     (arXiv 2205.05638, section 3.2).
     """
-    counted = choices.is_counted
-    owners, count = label_samples[counted], len(choices.records)
-    sums = losses.new_zeros(count).index_add(0, owners, -losses[counted])
-    return sums / torch.bincount(owners, minlength=count) if normalize else sums
+    owners = label_samples[choices.counted]
+    sums = losses.new_zeros(len(choices.records)).index_add(0, owners, -losses[choices.counted])
+    return sums / choices.lengths if normalize else sums
 
 
 def run_model(model: FrozenModel, batch: Batch) -> Tensor:

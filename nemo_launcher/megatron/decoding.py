@@ -29,7 +29,7 @@ class Sharing:
 
     def __init__(self, rows: Sequence[int], lengths: Sequence[int], heads: int, device: torch.device) -> None:
         self.width = max(lengths[row] for row in rows)
-        self.lengths = torch.tensor([lengths[row] for row in rows], device=device)
+        self.lengths = on_device(torch.tensor([lengths[row] for row in rows]), device)
         # One sample per row, in order: no query has to be moved.
         self._alone = (
             slice(rows[0], rows[0] + len(rows)) if list(rows) == [*range(rows[0], rows[0] + len(rows))] else None
@@ -184,7 +184,7 @@ class DecodingPlan:
 
     def _last(self, sharing: Sharing) -> Tensor:
         """Return the place of the new token of each sample in its own text, [samples, 1]."""
-        lengths = torch.tensor(self.own.lengths[: self.running], device=sharing.lengths.device)
+        lengths = on_device(torch.tensor(self.own.lengths[: self.running]), sharing.lengths.device)
         return (sharing.lengths + lengths - 1)[:, None]
 
     @property

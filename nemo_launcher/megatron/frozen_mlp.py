@@ -56,25 +56,30 @@ def _swiglu(projected: Tensor, scalers: Tensor | None) -> Tensor:
     return activated
 
 
+class _SwiGLUContext(Context):
+    scalers: Tensor | None
+
+
 class _FusedSwiGLU(torch.autograd.Function):
     """silu(gate) * value * scalers by fused operators, with only `projected` saved for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Context, projected: Tensor, scalers: Tensor | None) -> Tensor:
+    def forward(ctx: _SwiGLUContext, projected: Tensor, scalers: Tensor | None) -> Tensor:
         """Return [..., ffn]; see the function _activated."""
-        ctx.save_for_backward(projected, scalers)
+        ctx.save_for_backward(projected)
+        ctx.scalers = scalers
         output = swiglu(projected)
         return output if scalers is None else output.mul_(scalers.to(output.dtype))
 
     @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: _SwiGLUContext, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the gradients of `projected` and `scalers`; grad: [..., ffn]."""
-        projected, scalers = ctx.saved_tensors
+        (projected,), scalers = ctx.saved_tensors, ctx.scalers
         result = swiglu_backward(grad, projected)
         if scalers is None:
             return result, None
         # The gradient of the value, times the value, is that of the output, times the output before scaling.
-        (_, value), (_, value_grad) = _halves(projected, True), _halves(result, True)
+        value, value_grad = (each.chunk(2, dim=-1)[1] for each in (projected, result))
         product = (value_grad * value).flatten(0, -2).sum(0, dtype=scalers.dtype)
         result.unflatten(-1, (2, -1)).mul_(scalers.to(result.dtype))  # gradients are linear in `grad`
         return result, product

@@ -37,7 +37,7 @@ class FrozenRMSNorm(Fusable, Compilable, nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalized x, [..., hidden]."""
-        if self.fuses:
+        if self.fuses and self.eps is not None:
             return rms_norm(x, self.weight, self.eps)
         if self.compiles:
             normalized: Tensor = compiled(_normalized, x.device)(x, self.weight, self.eps)[0]

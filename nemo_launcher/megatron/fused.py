@@ -171,13 +171,15 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Context, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        output: Tensor
         output, scale = torch.ops.nemo_launcher.rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
         return output
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None]:
-        return torch.ops.nemo_launcher.rms_norm_backward(grad, *ctx.saved_tensors), None, None
+        result: Tensor = torch.ops.nemo_launcher.rms_norm_backward(grad, *ctx.saved_tensors)
+        return result, None, None
 
 
 class _AddRMSNorm(torch.autograd.Function):

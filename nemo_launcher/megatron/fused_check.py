@@ -32,7 +32,7 @@ def uses_fused(choice: FusedKernels, device: torch.device, dtype: torch.dtype) -
     if reason is None:
         return True
     if choice == "liger":
-        fix = "pip install liger-kernel, or model.fused_kernels=torch"
+        fix = "pip install 'nemo-adapter-launcher[gpu]', or model.fused_kernels=torch"
         raise UserError(Problem("model.fused_kernels", f"liger-kernel does not work here: {reason}", fix))
     print(f"model.fused_kernels: torch's operators are used; liger-kernel does not work here: {reason}")
     return False
@@ -41,7 +41,7 @@ def uses_fused(choice: FusedKernels, device: torch.device, dtype: torch.dtype) -
 def fused_error(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why the fused operators cannot be used, or None if they compute what torch's operators do."""
     if find_spec("liger_kernel") is None:
-        return "it is not installed (pip install liger-kernel)"
+        return "it is not installed (pip install 'nemo-adapter-launcher[gpu]')"
     try:
         for name, found, expected in _comparisons(device, dtype):
             if not _agree(found, expected, _TOLERANCES.get(dtype, 1e-4)):

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nemo_launcher.megatron.transfer import on_device
+
 Index = tuple[Tensor, Tensor, Tensor]  # rows, slots and tokens, [n] each
 
 
@@ -31,7 +33,7 @@ class Places:
 
     def index(self, device: torch.device) -> Index:
         """Return the three lists as tensors."""
-        rows, slots, tokens = torch.tensor([self.rows, self.slots, self.tokens], device=device)
+        rows, slots, tokens = on_device(torch.tensor([self.rows, self.slots, self.tokens]), device)
         return rows, slots, tokens
 
 
@@ -87,10 +89,12 @@ class KeyValueCache:
         self.lengths = [self.lengths[row] for row in kept]
         if not moved:
             return
-        for tensors in self._layers.values():
-            for tensor in tensors:
-                targets, sources = torch.tensor(moved, device=tensor.device).unbind(1)
-                tensor[targets] = tensor[sources]
+        indices: dict[torch.device, Tensor] = {}
+        for tensor in (tensor for of_layer in self._layers.values() for tensor in of_layer):
+            if tensor.device not in indices:
+                indices[tensor.device] = on_device(torch.tensor(moved), tensor.device)
+            targets, sources = indices[tensor.device].unbind(1)
+            tensor[targets] = tensor[sources]
 
     @property
     def num_elements(self) -> int:

@@ -13,5 +13,5 @@ def on_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     The copy reads from pinned memory, which torch keeps until the copy has ended.
     """
     if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

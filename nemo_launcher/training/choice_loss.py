@@ -22,13 +22,19 @@ def unlikelihood(logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
     between the log-sum-exp of all logits and that of the other tokens' logits, which is finite where p rounds to 1.
     """
     found = -torch.log1p(-torch.exp(-losses.clamp(min=math.log(2))))
-    likely = (losses < math.log(2)).nonzero()[:, 0]
+    is_likely = losses < math.log(2)
+    if losses.device.type != "cpu":  # a GPU would wait for the number of likely ones
+        return torch.where(is_likely, _exactly(logits, labels, losses), found)
+    likely = is_likely.nonzero()[:, 0]
     if not likely.numel():
         return found
-    rows, tokens = logits[likely].to(losses.dtype), labels[likely, None]
-    of_all = losses[likely] + rows.gather(1, tokens)[:, 0]
-    of_others = rows.scatter(1, tokens, float("-inf")).logsumexp(1)
-    return found.index_copy(0, likely, of_all - of_others)
+    return found.index_copy(0, likely, _exactly(logits[likely], labels[likely], losses[likely]))
+
+
+def _exactly(logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
+    rows, tokens = logits.to(losses.dtype), labels[:, None]
+    of_all = losses + rows.gather(1, tokens)[:, 0]
+    return of_all - rows.scatter(1, tokens, float("-inf")).logsumexp(1)
 
 
 def length_normalised(scores: Tensor, choices: ChoiceLabels) -> Tensor:
@@ -37,10 +43,9 @@ def length_normalised(scores: Tensor, choices: ChoiceLabels) -> Tensor:
     scores: the mean log-probability of each choice's tokens, [choices] (families.forward.choice_scores).
     """
     records = choices.records
-    num_records = int(records[-1]) + 1
     # Subtracting the largest score keeps the sum within the range of numbers.
-    largest = scores.new_full((num_records,), float("-inf"))
+    largest = scores.new_full((len(choices.answers),), float("-inf"))
     largest = largest.index_reduce(0, records, scores.detach(), "amax")
     powers = torch.exp(scores - largest[records])
     sums = torch.zeros_like(largest).index_add(0, records, powers)
-    return largest + sums.log() - scores[choices.is_right]
+    return largest + sums.log() - scores[choices.answers]

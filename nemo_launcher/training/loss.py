@@ -51,10 +51,9 @@ class TrainingLoss:
 
     def _of_choices(self, logits: Tensor, micro: Batch, choices: ChoiceLabels, batch: GlobalBatch) -> Tensor:
         """Return what a micro-batch with answer choices adds to the loss of its global batch, []."""
-        losses, is_right = self.of_tokens(logits, micro), choices.is_right[micro.label_samples]
-        total = losses[is_right].sum() / batch.answer_tokens
+        losses, wrong = self.of_tokens(logits, micro), choices.wrong
+        total = losses[choices.right].sum() / batch.answer_tokens
         if self.unlikelihood:
-            wrong = ~is_right & choices.is_counted
             total = total + unlikelihood(logits[wrong], micro.labels[wrong], losses[wrong]).sum() / batch.wrong_tokens
         if self.length_norm:
             scores = choice_scores(losses, micro.label_samples, choices, normalize=True)

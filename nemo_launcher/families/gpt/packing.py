@@ -177,7 +177,7 @@ def _pack_choices(samples: Sequence[GPTChoices], share_prefix: bool) -> PackedBa
     each = [sample.sequences() for sample in samples]
     batch = pack([choice for choices in each for choice in choices], share_prefix=share_prefix)
     counts, right = [len(choices) for choices in each], [sample.right for sample in samples]
-    labels = ChoiceLabels.of(counts, right, torch.ones_like(batch.labels, dtype=torch.bool))
+    labels = ChoiceLabels.of(counts, right, batch.label_samples, torch.ones_like(batch.labels, dtype=torch.bool))
     return replace(batch, choices=labels)
 
 

@@ -92,12 +92,13 @@ def _pack_choices(samples: Sequence[T5Choices]) -> T5Batch:
     places = torch.cat([torch.arange(length) for length in decoder.decoder_row.lengths])
     first = torch.tensor([samples[record].num_shared - 1 for record in prompts])  # labels before it: the sentinel
     counts, right = [len(choices) for choices in each], [sample.right for sample in samples]
+    owners = decoder.label_samples
     return replace(
         decoder,
         encoder_row=encoder_row,
         decoder_row=replace(decoder.decoder_row, prompts=prompts),
         lengths=torch.tensor([sample.num_input_tokens for sample in samples]),
-        choices=ChoiceLabels.of(counts, right, places >= first[decoder.label_samples]),
+        choices=ChoiceLabels.of(counts, right, owners, places >= first[owners]),
     )
 
 
