@@ -27,7 +27,7 @@ KERNELS = {
 """The number of kernels that each operator launches on a GPU: rms_norm_backward clears its result first, and rotate
 copies queries and keys, which it rotates in place."""
 
-_COMPUTES_IN_FP32 = "gemma"  # liger-kernel's name for norms that are computed in fp32 throughout
+_IN_FP32 = 1  # liger-kernel's casting mode "gemma": norms are computed in fp32 throughout
 _library = torch.library.Library("nemo_launcher", "DEF")
 
 
@@ -56,17 +56,17 @@ def _define(signature: str, on_cuda: Callable[..., object], shapes: Callable[...
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     from liger_kernel.ops.rms_norm import rms_norm_forward
 
-    output, _, scale, *_ = rms_norm_forward(x.contiguous(), weight, eps, 0.0, _COMPUTES_IN_FP32, None)
+    output, _, scale, *_ = rms_norm_forward(x.contiguous(), weight, eps, 0.0, _IN_FP32, None)
     return output, scale
 
 
 def _rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    from liger_kernel.ops.rms_norm import _str_to_casting_mode, rms_norm_backward
+    from liger_kernel.ops.rms_norm import rms_norm_backward
     from liger_kernel.ops.utils import calculate_settings
 
-    mode, width = _str_to_casting_mode[_COMPUTES_IN_FP32], x.size(-1)
+    width = x.size(-1)
     result: Tensor = rms_norm_backward(
-        *(grad.contiguous(), x.reshape(-1, width), weight, scale, 0.0, mode, *calculate_settings(width)),
+        *(grad.contiguous(), x.reshape(-1, width), weight, scale, 0.0, _IN_FP32, *calculate_settings(width)),
         in_place=False,
         row_mode=None,
         needs_dw=False,
@@ -78,18 +78,18 @@ def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tu
     from liger_kernel.ops.fused_add_rms_norm import fused_add_rms_norm_forward
 
     output, total, scale, *_ = fused_add_rms_norm_forward(
-        x.contiguous(), residual.contiguous(), weight, eps, 0.0, _COMPUTES_IN_FP32
+        x.contiguous(), residual.contiguous(), weight, eps, 0.0, _IN_FP32
     )
     return output, total, scale
 
 
 def _add_rms_norm_backward(grad: Tensor, total_grad: Tensor, total: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    from liger_kernel.ops.fused_add_rms_norm import _str_to_casting_mode, fused_add_rms_norm_backward
+    from liger_kernel.ops.fused_add_rms_norm import fused_add_rms_norm_backward
     from liger_kernel.ops.utils import calculate_settings
 
-    mode, settings = _str_to_casting_mode[_COMPUTES_IN_FP32], calculate_settings(total.size(-1))
+    settings = calculate_settings(total.size(-1))
     result: Tensor = fused_add_rms_norm_backward(
-        *(grad.contiguous(), total_grad.contiguous(), total, weight, scale, 0.0, mode, *settings, 2),
+        *(grad.contiguous(), total_grad.contiguous(), total, weight, scale, 0.0, _IN_FP32, *settings, 2),
         in_place=False,
         needs_dw=False,
     )[0]
