@@ -7,10 +7,25 @@ import math
 import time
 from collections.abc import Sequence
 
+import torch
+
 from nemo_launcher.data.batching import GlobalBatch
 
 FALLEN = 0.01
 """The share of the loss before training by which a validation has to be lower, for training to have had an effect."""
+
+
+Mark = float | torch.cuda.Event
+"""A time in seconds, or a place in the work of a GPU, which the host is ahead of."""
+
+
+def mark(device: torch.device) -> Mark:
+    """Return the present time, on a GPU as an event in its work."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 class TrainingFigures:
@@ -18,14 +33,27 @@ class TrainingFigures:
 
     def __init__(self) -> None:
         self.samples = self.sample_tokens = self.computed_tokens = 0
-        self.seconds = 0.0
+        self._seconds = 0.0
+        self._unread: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # steps that a GPU may not have ended
 
-    def add(self, batch: GlobalBatch, *, start: float) -> None:
-        """Add a step that started at `start` (time.perf_counter)."""
-        self.seconds += time.perf_counter() - start
+    def add(self, batch: GlobalBatch, start: Mark, end: Mark) -> None:
+        """Add a step that took from `start` to `end` (mark)."""
+        if isinstance(start, float) and isinstance(end, float):
+            self._seconds += end - start
+        elif not isinstance(start, float) and not isinstance(end, float):
+            self._unread.append((start, end))
         self.samples += batch.num_samples
         self.sample_tokens += batch.sample_tokens
         self.computed_tokens += batch.computed_tokens
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of all steps; waits for the GPU to end the last one."""
+        for start, end in self._unread:
+            end.synchronize()
+            self._seconds += start.elapsed_time(end) / 1e3
+        self._unread = []
+        return self._seconds
 
     def rates(self) -> dict[str, float | None]:
         """Return samples_per_second, tokens_per_second (of the samples) and computed_tokens_per_second (per replica).
@@ -37,7 +65,8 @@ class TrainingFigures:
             "tokens_per_second": self.sample_tokens,
             "computed_tokens_per_second": self.computed_tokens,
         }
-        return {name: count / self.seconds if self.seconds > 0 else None for name, count in counts.items()}
+        seconds = self.seconds
+        return {name: count / seconds if seconds > 0 else None for name, count in counts.items()}
 
     def summary(self) -> dict[str, float | None]:
         """Return the rates and training_seconds, the time of the steps."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from nemo_launcher.training.base_setup import tokens_to_train, training_layout
 from nemo_launcher.training.best_values import BestValues
 from nemo_launcher.training.checkpoint_content import TrainingContent
 from nemo_launcher.training.export import write_adapter
-from nemo_launcher.training.figures import TrainingFigures, ValidationLoss
+from nemo_launcher.training.figures import TrainingFigures, ValidationLoss, mark
 from nemo_launcher.training.loading import BatchLoader, make_loaders
 from nemo_launcher.training.loss import TrainingLoss
 from nemo_launcher.training.loss_scale import LossScale
@@ -110,7 +109,7 @@ class AdapterLearningModel(ModelPT):
 
     def training_step(self, batch: GlobalBatch, batch_idx: int) -> torch.Tensor:
         """Run forward and backward over the global batch and return its loss (nats per answer token)."""
-        start = time.perf_counter()
+        start = mark(self.base.device)
         # Gradients are computed here, per micro-batch, so Lightning's zero_grad and backward do nothing.
         optimizer = self.optimizers(use_pl_optimizer=False)
         optimizer.zero_grad(set_to_none=True)
@@ -126,9 +125,7 @@ class AdapterLearningModel(ModelPT):
         if self._skipped:
             print(f"step {self.trainer.global_step}: fp16 overflow, skipped; loss scale {self.loss_scale.value:g}")
         self._loss = loss.detach()
-        if loss.is_cuda:
-            torch.cuda.synchronize(loss.device)  # otherwise only kernel launches would be timed
-        self.figures.add(batch, start=start)
+        self.figures.add(batch, start, mark(loss.device))
         self.log("reduced_train_loss", loss, prog_bar=True, batch_size=1)
         self.log("lr", optimizer.param_groups[0]["lr"], batch_size=1)
         self.log("global_step", float(self.trainer.global_step), batch_size=1)
