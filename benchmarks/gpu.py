@@ -24,7 +24,7 @@ from nemo_launcher.runtime.startup import quick_imports
 with quick_imports():
     import torch
 
-    from benchmarks import gpu_jobs, gpu_parity, gpu_peers, gpu_speed
+    from benchmarks import gpu_jobs, gpu_operators, gpu_parity, gpu_peers, gpu_speed
     from benchmarks.gpu_models import Bench, Row
     from nemo_launcher.files.atomic import write_text
     from nemo_launcher.megatron import parallel
@@ -34,6 +34,7 @@ with quick_imports():
 SECTIONS = {
     "machine": gpu_speed.machine,
     "parity": gpu_parity.parity,
+    "operators": gpu_operators.operators,
     "attention": gpu_speed.attention,
     "training": gpu_speed.training,
     "peers": gpu_peers.peers,

@@ -25,6 +25,8 @@ from benchmarks.gpu_models import (
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.families.t5.shape import T5Shape
 from nemo_launcher.megatron.attention import set_attention_backend
+from nemo_launcher.megatron.fused import set_fused
+from nemo_launcher.megatron.fused_check import fused_error
 
 _ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
@@ -69,12 +71,15 @@ def _backends(
     wanted: tuple[float, Tensor],
     case: Row,
 ) -> Iterator[Row]:
-    has_flex = bench.is_gpu and isinstance(shape, GPTShape) and dtype == torch.bfloat16
-    for backend in ("sdpa", "flex") if has_flex else ("sdpa",):
+    has_flex = bench.is_gpu and dtype == torch.bfloat16
+    fuses = bench.is_gpu and fused_error(bench.device, dtype) is None
+    ways = [("sdpa", False)] + [("flex", False)] * has_flex + [("flex" if has_flex else "sdpa", True)] * fuses
+    for backend, fused in ways:
 
-        def compared(backend: str = backend) -> Row:
+        def compared(backend: str = backend, fused: bool = fused) -> Row:
             trained = Trained(shape, method, dtype, bench.device)
             set_attention_backend(trained.model, backend)
+            set_fused(trained.model, fused)
             loss, gradients = trained.gradients(batch_of(samples, bench.device))
             error = _distance(gradients, wanted[1])
             allowed = _ALLOWED[dtype]
@@ -84,7 +89,7 @@ def _backends(
                 allowed = max(allowed, 2 * _distance(same_dtype, wanted[1]))
             return {"loss": abs(loss - wanted[0]), "gradients": error, "agrees": error <= allowed}
 
-        yield from attempt(compared, **case, backend=backend)
+        yield from attempt(compared, **case, backend=backend, fused=fused)
 
 
 def _distance(mine: Tensor, theirs: Tensor) -> float:

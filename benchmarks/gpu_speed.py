@@ -36,6 +36,7 @@ from nemo_launcher.families.t5.family import T5
 from nemo_launcher.megatron.attention import PackedAttention, set_attention_backend
 from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.megatron.compilation import set_torch_compile
+from nemo_launcher.megatron.fused import set_fused
 
 
 def _large(bench: Bench) -> dict[str, GPTShape]:
@@ -120,11 +121,12 @@ def _attention(bench: Bench, heads: tuple[int, int], groups: Sequence[Group], ba
 
 
 def _measured(
-    bench: Bench, trained: Trained, batch: GlobalBatch, backend: str, *, compiles: bool, profiled: bool = True
+    bench: Bench, trained: Trained, batch: GlobalBatch, backend: str, *, kernels: str, profiled: bool = True
 ) -> Row:
-    """Return the figures of training steps on one batch."""
+    """Return the figures of training steps on one batch; kernels: torch, compile or liger."""
     set_attention_backend(trained.model, backend)
-    set_torch_compile(trained.model, compiles)
+    set_torch_compile(trained.model, kernels == "compile")
+    set_fused(trained.model, kernels == "liger")
     step = trained.step(batch)
     bench.forget_peak()
     first, seconds = bench.first_seconds(step), bench.seconds(step)
@@ -152,19 +154,20 @@ def _kernels(step: Any) -> Row:
 def training(bench: Bench) -> Iterator[Row]:
     """Yield the steps of SmolLM2-135M's shape on questions that share contexts, by method and backend."""
     shape, contexts = smollm(bench), 2 if bench.small else 28
-    for method, backend, compiles in (
-        ("ia3", "sdpa", False),
-        ("ia3", "flex", False),
-        ("ia3", "flex", True),
-        ("adapter", "flex", False),
-        ("adapter", "flex", True),
-        ("lora", "flex", False),
+    for method, backend, kernels in (
+        ("ia3", "sdpa", "torch"),
+        ("ia3", "flex", "torch"),
+        ("ia3", "flex", "compile"),
+        ("ia3", "flex", "liger"),
+        ("adapter", "flex", "torch"),
+        ("adapter", "flex", "liger"),
+        ("lora", "flex", "liger"),
     ):
-        case = {"method": method, "backend": backend, "torch_compile": compiles}
+        case = {"method": method, "backend": backend, "kernels": kernels}
 
-        def measured(method: str = method, backend: str = backend, compiles: bool = compiles) -> Row:
+        def measured(method: str = method, backend: str = backend, kernels: str = kernels) -> Row:
             trained = Trained(shape, method, bench.dtype, bench.device)
-            return _measured(bench, trained, batch_of(questions(contexts), bench.device), backend, compiles=compiles)
+            return _measured(bench, trained, batch_of(questions(contexts), bench.device), backend, kernels=kernels)
 
         yield from attempt(measured, **case)
     for backend in ("sdpa", "flex"):
@@ -187,18 +190,18 @@ def utilization(bench: Bench) -> Iterator[Row]:
     length, count = (64, 2) if bench.small else (4096, 2)
     for name, shape in _large(bench).items():
         batch = batch_of(unrelated(count, length, length // 32), bench.device)
-        for method, compiles in (("ia3", False), ("ia3", True), ("adapter", True), ("lora", True)):
+        for method, kernels in (("ia3", "torch"), ("ia3", "liger"), ("adapter", "liger"), ("lora", "liger")):
 
             def measured(
-                shape: GPTShape = shape, batch: GlobalBatch = batch, method: str = method, compiles: bool = compiles
+                shape: GPTShape = shape, batch: GlobalBatch = batch, method: str = method, kernels: str = kernels
             ) -> Row:
                 trained = Trained(shape, method, bench.dtype, bench.device)
-                row = _measured(bench, trained, batch, "flex", compiles=compiles)
+                row = _measured(bench, trained, batch, "flex", kernels=kernels)
                 rate = _layer_flops(shape) * batch.computed_tokens / (row["step_ms"] / 1e3) / 1e12
                 tokens = batch.computed_tokens / (row["step_ms"] / 1e3)
                 return row | {"tokens_per_second": tokens, "share": rate / peak, "matrix_tflops": peak}
 
-            yield from attempt(measured, model=name, method=method, torch_compile=compiles)
+            yield from attempt(measured, model=name, method=method, kernels=kernels)
 
 
 def _layer_flops(shape: GPTShape) -> float:

@@ -210,7 +210,7 @@ class PackedAttention(Fusable, MegatronModule):
 
 
 def set_attention_backend(model: nn.Module, backend: str) -> None:
-    """Select the GPU kernel for a GPT's attention: `sdpa`, called for each group, or `flex`, for the whole row.
+    """Select the GPU kernel for attention: `sdpa`, called for each group or sample, or `flex`, for the whole row.
 
     `auto` selects flex where it is known to be faster (_flex_is_faster) and torch.compile works. On a CPU this has no
     effect: megatron.block_attention is used there.

@@ -15,7 +15,7 @@ import torch
 from benchmarks.gpu_models import attempt
 from tests.jobs import REPOSITORY
 
-SECTIONS = ("machine", "parity", "attention", "generation", "jobs")
+SECTIONS = ("machine", "operators", "parity", "attention", "generation", "jobs")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

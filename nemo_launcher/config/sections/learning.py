@@ -266,7 +266,7 @@ class Ia3Model:
     activations_checkpoint_num_layers: Count | None = None
     """Layers of a pipeline stage that are recomputed under `block`."""
     attention_backend: Literal["auto", "sdpa", "flex"] = "auto"
-    """How a GPT's attention is computed on a GPU; `auto` uses FlexAttention if it works. Not a NeMo key."""
+    """How attention is computed on a GPU; `auto` uses FlexAttention if it works. Not a NeMo key."""
     fused_kernels: Literal["auto", "liger", "torch"] = "auto"
     """Whether norms, rotary positions and SwiGLU are fused on a GPU; `auto` uses liger-kernel if it works. Not a NeMo
     key."""
