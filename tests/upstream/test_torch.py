@@ -114,3 +114,15 @@ def test_recomputation_works_inside_autograd_grad() -> None:
     (found,) = torch.autograd.grad(output.sum(), x)
     assert len(calls) == 2
     torch.testing.assert_close(found, x.detach().cos() * x.detach().sin().exp())
+
+
+@leans_on("nemo_launcher/runtime/precision.py", "torch.backends.cuda.matmul.allow_tf32 =")
+def test_tf32_is_off_until_it_is_allowed_and_can_be_allowed() -> None:
+    code = """
+import torch
+from nemo_launcher.runtime.precision import allow_tf32
+before = torch.get_float32_matmul_precision()
+allow_tf32(True)
+print(before, torch.get_float32_matmul_precision())
+"""
+    assert fresh(code) == "highest high"

@@ -9,15 +9,7 @@ from typing import Annotated, Literal
 from nemo_launcher.config.constraints import Bounds, Length
 from nemo_launcher.config.fields import LinesText, PathText, omitted, optional
 from nemo_launcher.config.precision import Precision
-from nemo_launcher.config.sections.common import (
-    Accelerator,
-    Amount,
-    Count,
-    FromMinusOne,
-    Run,
-    Share,
-    Size,
-)
+from nemo_launcher.config.sections.common import Accelerator, Amount, Count, FromMinusOne, Run, Share, Size
 from nemo_launcher.config.sections.exp_manager import ExpManager
 from nemo_launcher.config.sections.optimizer import Optimizer
 from nemo_launcher.config.traversal import Traversal
@@ -268,8 +260,7 @@ class Ia3Model:
     attention_backend: Literal["auto", "sdpa", "flex"] = "auto"
     """How attention is computed on a GPU; `auto` uses FlexAttention if it works. Not a NeMo key."""
     fused_kernels: Literal["auto", "liger", "torch"] = "auto"
-    """Whether norms, rotary positions and SwiGLU are fused on a GPU; `auto` uses liger-kernel if it works. Not a NeMo
-    key."""
+    """How a GPU fuses norms, rotary positions and SwiGLU; `auto` uses liger-kernel if it works. Not a NeMo key."""
     torch_compile: bool = False
     """Whether norms and activations are compiled. Not a NeMo key."""
     restore_path: PathText | None = None
