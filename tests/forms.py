@@ -128,5 +128,6 @@ def write_peft(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Te
 
 
 def assert_close(found: Tensor, wanted: Tensor) -> None:
-    """Compare logits: within 4e-5 of the largest, as rounding differs between versions of torch."""
-    torch.testing.assert_close(found[..., : wanted.size(-1)], wanted, rtol=0, atol=4e-5 * float(wanted.abs().max()))
+    """Compare logits: within 1e-5 of the largest; torch 2.6 rounds otherwise."""
+    allowed = (4e-5 if torch.__version__.startswith("2.6.") else 1e-5) * float(wanted.abs().max())
+    torch.testing.assert_close(found[..., : wanted.size(-1)], wanted, rtol=0, atol=allowed)

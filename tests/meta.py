@@ -55,6 +55,8 @@ class Recorder(TorchDispatchMode):
         """The number of kernels of each operation that writes memory on the device."""
         self.traffic = 0
         """The bytes that operations other than matrix products and attention read and write."""
+        self.flops = 0
+        """The floating-point operations of matrix products."""
         self.copies = 0
         """The number of copies to the device."""
         self.blocking = 0
@@ -84,7 +86,9 @@ class Recorder(TorchDispatchMode):
             self.mixed[name] += 1
         if name not in _NO_KERNEL and not _is_view(func, name):
             self.kernels[name] += _kernels_of(name, len(given))
-            if name not in _PRODUCTS:
+            if name in _PRODUCTS:
+                self.flops += 2 * made[0].numel() * given[-1].size(-2)
+            else:
                 self.traffic += sum(each.nbytes for each in given + made if each.device == META)
         return result
 

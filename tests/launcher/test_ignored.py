@@ -53,6 +53,7 @@ OTHERS_OF_THE_NAME = {
         "data/cache.py",
         "clusters/slurm/sbatch_options.py",
         "requirements.py",
+        "runtime/gpus.py",
         "runtime/provenance.py",
         "checkpoint/torch_zip_writer.py",
     },
