@@ -14,6 +14,7 @@ from nemo_launcher.megatron.attention_plan import AttentionPlan
 from nemo_launcher.megatron.block_attention import attention_in_blocks
 from nemo_launcher.megatron.compilation import compile_error
 from nemo_launcher.megatron.flex_attention import biased_by_alibi, row_attention
+from nemo_launcher.megatron.flex_check import flex_error
 from nemo_launcher.megatron.fused import Fusable, rotate
 from nemo_launcher.megatron.packed_weight import any_parameter
 from nemo_launcher.megatron.rotary import Rotation
@@ -24,6 +25,9 @@ class PackedAttention(Fusable, MegatronModule):
 
     Takes the constructor arguments of DotProductAttention in megatron-core 0.16, so that a ModuleSpec can name it.
     """
+
+    adds_biases = False
+    """Whether scores have biases by position besides ALiBi's."""
 
     def __init__(self, config: object, layer_number: int, softmax_scale: float | None = None, **_: object) -> None:
         super().__init__(config=config)
@@ -220,6 +224,8 @@ def set_attention_backend(model: nn.Module, backend: str) -> None:
     uses_flex = weight.is_cuda and backend != "sdpa"
     if uses_flex and backend == "auto":
         uses_flex = _flex_is_faster(modules, weight.dtype) and compile_error(weight.device) is None
+        if uses_flex and any(module.adds_biases for module in modules):
+            uses_flex = flex_error(weight.device, weight.dtype) is None
     for module in modules:
         module.uses_flex = uses_flex and module.softcap is None
 

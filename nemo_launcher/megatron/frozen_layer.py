@@ -43,7 +43,7 @@ class FrozenLayer(TransformerLayer):
         variation = config.variation if isinstance(config, LayerConfig) else PLAIN
         self.is_parallel = bool(variation.is_parallel)
         # Whether outputs of sub-layers are added to the residual as they are.
-        self.adds_plainly = not (config.add_bias_linear or variation.norm_place or variation.residual_multiplier)
+        self.adds_plainly = variation.norm_place is None and variation.residual_multiplier is None
         for name, add in (("self_attn", self.self_attn_bda), ("mlp", self.mlp_bda)):
             norm = None
             if variation.norm_place is not None:
@@ -115,19 +115,25 @@ class FrozenLayer(TransformerLayer):
         **_: object,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the layer with fused additions. The order of operations is megatron-core's TransformerLayer's."""
-        output, _ = self.self_attention(self.input_layernorm(hidden_states), attention_mask=attention_mask)
-        residual = self.kept(hidden_states)
+        attended = self.self_attention(self.input_layernorm(hidden_states), attention_mask=attention_mask)
+        output, residual = _joined(attended), self.kept(hidden_states)
         if not isinstance(self.cross_attention, IdentityOp):
             norm = self.pre_cross_attn_layernorm
             output, residual = add_rms_norm(output, residual, norm.weight, norm.eps)
-            output, _ = self.cross_attention(output, attention_mask=context_mask, key_value_states=context)
+            output = _joined(self.cross_attention(output, attention_mask=context_mask, key_value_states=context))
         norm = self.pre_mlp_layernorm
         output, residual = add_rms_norm(output, residual, norm.weight, norm.eps)
-        return self.mlp(output)[0] + residual, context
+        return _joined(self.mlp(output)) + residual, context
 
     def kept(self, hidden: Tensor) -> Tensor:
         """Return the tokens with which the layer continues after attention, [s, b, hidden]."""
         return hidden
+
+
+def _joined(projected: Projected) -> Tensor:
+    """Return the output of a sub-layer with its bias."""
+    output, bias = projected
+    return output if bias is None else output + bias
 
 
 Adding = Callable[..., Callable[[Projected, Tensor, float], Tensor]]
@@ -139,8 +145,7 @@ def _changed(add: Adding, layer: nn.Module, name: str, multiplier: float | None)
 
     def make(*options: object) -> Callable[[Projected, Tensor, float], Tensor]:
         def changed(outputs: Projected, residual: Tensor, dropout: float) -> Tensor:
-            output, bias = outputs
-            output = output if bias is None else output + bias
+            output = _joined(outputs)
             norm = getattr(layer, f"post_{name}_layernorm", None)
             output = output if norm is None else norm(output)
             output = output if multiplier is None else output * multiplier

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Literal
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.megatron import fused
+from nemo_launcher.megatron.kernel_check import Comparison, disagreement, with_gradients
 from nemo_launcher.megatron.rotary import Rotation
 
 FusedKernels = Literal["auto", "liger", "torch"]
 """Values of `model.fused_kernels`."""
 _TOKENS, _HIDDEN, _HEAD = 5, 48, 16
-_TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 
 def uses_fused(choice: FusedKernels, device: torch.device, dtype: torch.dtype) -> bool:
@@ -42,21 +42,10 @@ def fused_error(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why the fused operators cannot be used, or None if they compute what torch's operators do."""
     if find_spec("liger_kernel") is None:
         return "it is not installed (pip install 'nemo-adapter-launcher[gpu]')"
-    try:
-        for name, found, expected in _comparisons(device, dtype):
-            if not _agree(found, expected, _TOLERANCES.get(dtype, 1e-4)):
-                return f"{name} computes other values than torch"
-    except Exception as error:  # a missing compiler, driver or GPU feature has no common error class
-        return next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return None
+    return disagreement(_comparisons(device, dtype), dtype)
 
 
-def _agree(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> bool:
-    pairs = zip(found, expected, strict=True)
-    return all(bool((a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-6)) for a, b in pairs)
-
-
-def _comparisons(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
+def _comparisons(device: torch.device, dtype: torch.dtype) -> Iterator[Comparison]:
     """Yield the name of each operator with its results and gradients, and those of torch."""
     generator = torch.Generator().manual_seed(1)
 
@@ -66,29 +55,22 @@ def _comparisons(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str
     x, residual = drawn(_TOKENS, 1, _HIDDEN), drawn(_TOKENS, 1, _HIDDEN)
     weight = (1 + 0.1 * drawn(_HIDDEN)).detach()
     plain = F.rms_norm(x, (_HIDDEN,), weight, 1e-5)
-    yield "rms_norm", _results([fused.rms_norm(x, weight, 1e-5)], [x]), _results([plain], [x])
+    yield "rms_norm", with_gradients([fused.rms_norm(x, weight, 1e-5)], [x]), with_gradients([plain], [x])
 
     total = x + residual
     outputs = list(fused.add_rms_norm(x, residual, weight, 1e-5))
     expected = [F.rms_norm(total, (_HIDDEN,), weight, 1e-5), total]
-    yield "add_rms_norm", _results(outputs, [x, residual]), _results(expected, [x, residual])
+    yield "add_rms_norm", with_gradients(outputs, [x, residual]), with_gradients(expected, [x, residual])
 
     query, key = drawn(_TOKENS, 1, 6, _HEAD), drawn(_TOKENS, 1, 2, _HEAD)
     angles = torch.rand(_TOKENS, 1, 1, _HEAD // 2, generator=generator).repeat(1, 1, 1, 2).to(device)
     rotation = Rotation.from_angles(angles, dtype)
     outputs = list(fused.rotate(query, key, rotation.cos, rotation.sin))
     expected = [rotation.apply_rotary(query), rotation.apply_rotary(key)]
-    yield "rotate", _results(outputs, [query, key]), _results(expected, [query, key])
+    yield "rotate", with_gradients(outputs, [query, key]), with_gradients(expected, [query, key])
 
     projected, grad = drawn(_TOKENS, 1, 2 * _HIDDEN), drawn(_TOKENS, 1, _HIDDEN).detach()
     gate, value = projected.chunk(2, -1)
     product = F.silu(gate) * value
     outputs = [fused.swiglu(projected.detach()), fused.swiglu_backward(grad, projected.detach())]
     yield "swiglu", outputs, [product.detach(), torch.autograd.grad(product, projected, grad)[0]]
-
-
-def _results(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return the outputs and the gradients of the inputs, for output gradients that differ."""
-    grads = [torch.linspace(-1, 1, each.numel(), device=each.device).view_as(each).to(each.dtype) for each in outputs]
-    found = torch.autograd.grad(outputs, inputs, grads)
-    return [each.detach() for each in (*outputs, *found)]

@@ -18,6 +18,7 @@ from nemo_launcher.megatron import flex_attention
 from nemo_launcher.megatron.alibi import BIASES, Alibi
 from nemo_launcher.megatron.attention import PackedAttention, set_attention_backend
 from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
+from nemo_launcher.megatron.flex_check import flex_error
 from nemo_launcher.training.step import forward_backward
 from tests import t5
 from tests.engine import adapted, gradients_of, random_tree
@@ -161,3 +162,25 @@ def test_a_t5_computes_in_one_kernel_what_it_computes_by_sample(variant: str) ->
         results.append([loss, *(parameter.grad for parameter in adapters.parameters())])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("reference")
+def test_biases_are_tried_before_they_are_used() -> None:
+    assert flex_error(torch.device("cpu"), torch.float32) is None
+
+
+@pytest.mark.usefixtures("reference")
+def test_a_kernel_that_forgets_biases_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(*row: torch.Tensor, score_mod: object, **options: object) -> object:
+        return torch_flex.flex_attention(*row, score_mod=None, **options)
+
+    monkeypatch.setattr(flex_attention, "_kernel", lambda: forgetful)
+    assert flex_error(torch.device("cpu"), torch.float32) == "FlexAttention computes other values than torch"
+
+
+def test_a_kernel_that_does_not_compile_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("no valid triton configs\nmore")
+
+    monkeypatch.setattr(flex_attention, "_kernel", broken)
+    assert flex_error(torch.device("cpu"), torch.float32) == "no valid triton configs"

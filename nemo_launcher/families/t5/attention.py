@@ -209,6 +209,8 @@ class BlockAttention(PackedAttention):
     affected only by the multiplication and so grow with the layer's number; normalized scores are unchanged.
     """
 
+    adds_biases = True
+
     def __init__(
         self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **kwargs: object
     ) -> None:
