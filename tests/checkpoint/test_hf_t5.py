@@ -16,6 +16,7 @@ from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
 from nemo_launcher.families.t5.model import Row
 from tests import t5
+from tests.versions import is_transformers_5
 
 pytestmark = pytest.mark.unit
 
@@ -45,7 +46,7 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
             prompt, answer = tokens[:, :length], tokens[:, 40 : 40 + decoder_length]
             wanted = theirs(input_ids=prompt, decoder_input_ids=answer).logits[0]
             found = base.model(Row(prompt, [length]), Row(answer, [decoder_length]))
-            assert wanted.abs().max() > 0.3
+            assert wanted.abs().max() > (0.5 if is_transformers_5() else 0.3)
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
