@@ -38,7 +38,6 @@ LONG: tuple[str, ...] = (
     "nemo_launcher/clusters/slurm/cluster.py",
     "tests/reliability/harness.py",
     "tests/reliability/hostile_names.py",
-    "tests/reliability/mutation_kinds.py",
     "tests/reliability/mutations.py",
 )
 """Files with more than MAX_LINES lines."""

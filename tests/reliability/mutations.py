@@ -41,7 +41,8 @@ from tests.reliability.harness import (
     scratch,
 )
 from tests.reliability.mutants import damaged
-from tests.reliability.mutation_kinds import KINDS, Kind
+from tests.reliability.mutation_kind import Kind
+from tests.reliability.mutation_kinds import KINDS
 from tests.reliability.small_jobs import Inputs
 
 WAYS = ("harmless",) * 5 + ("structural",) * 9 + ("damaged",) * 6
