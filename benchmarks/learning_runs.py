@@ -21,7 +21,7 @@ with quick_imports():  # as in a job
     from nemo_launcher.data.samples import Sample
     from nemo_launcher.data.templates import TaskTemplate
     from nemo_launcher.families.base import load_base
-    from nemo_launcher.families.forward import run_model, token_losses
+    from nemo_launcher.families.forward import cross_entropy, run_model
     from nemo_launcher.runtime.precision import dtype_of
     from nemo_launcher.training.step import forward_backward, step_seed
     from nemo_launcher.training.workers import layout_for
@@ -109,8 +109,8 @@ class Trainee:
         for first in range(0, len(self.validation), 20):
             samples = self.validation[first : first + 20]
             batch = self.base.family.pack(samples, share_prefix=False)
-            logits = run_model(self.base.model, batch)
-            loss += float(token_losses(logits, batch).sum())
+            logits = self.base.model.logits_of(run_model(self.base.model, batch))
+            loss += float(cross_entropy(logits, batch.labels).sum())
             tokens += batch.labels.numel()
             differs = logits.argmax(-1) != batch.labels
             ended += len(samples) - batch.label_samples[differs].unique().numel()

@@ -162,7 +162,7 @@ def logits_of(base: Base, samples: Sequence[T5Sample]) -> Tensor:
     """Return the logits of every label, [labels, vocabulary]."""
     batch = pack(samples).to(base.device)
     with torch.no_grad():
-        logits: Tensor = base.model(batch.encoder_row, batch.decoder_row)
+        logits: Tensor = base.model.logits_of(base.model(batch.encoder_row, batch.decoder_row))
     return logits.cpu()
 
 

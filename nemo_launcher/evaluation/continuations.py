@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from nemo_launcher.data.batching import cut_by_prefix
 from nemo_launcher.errors import UserError
 from nemo_launcher.evaluation.generation import not_finite
 from nemo_launcher.families.base import Base
-from nemo_launcher.families.forward import run_model, token_losses
+from nemo_launcher.families.forward import cross_entropy, run_model
+from nemo_launcher.families.head import over_logits
 from nemo_launcher.runtime.bars import new_bar
 
 
@@ -41,15 +43,18 @@ def rate_continuations(
     with new_bar(len(cut), "batch") as bar:
         for places in cut:
             batch = base.family.pack([samples[place] for place in places], share_prefix=share).to(base.device)
-            logits = run_model(base.model, batch)
-            owners, start = batch.label_samples, torch.zeros(len(places), device=logits.device, dtype=torch.double)
-            sums = start.index_add(0, owners, -token_losses(logits, batch).double())
-            unlikely = start.index_add(0, owners, (logits.argmax(dim=-1) != batch.labels).double())
+            rated = over_logits(base.model, run_model(base.model, batch), batch.labels, _loss_and_miss).double()
+            sums, unlikely = rated.new_zeros(2, len(places)).index_add(1, batch.label_samples, rated.t())
             wrong = [places[index] for index in (~sums.isfinite()).nonzero()[:, 0].tolist()]
             if wrong:
                 where = [(f"request {place + 1}", "a continuation") for place in wrong]
                 raise UserError(not_finite(where, base.dtype))
-            for place, total, misses in zip(places, sums.tolist(), unlikely.tolist(), strict=True):
+            for place, total, misses in zip(places, (-sums).tolist(), unlikely.tolist(), strict=True):
                 found[place] = Continuation(total, misses == 0)
             bar.update()
     return [found[place] for place in range(len(pairs))]
+
+
+def _loss_and_miss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each token, and 1 if another one is more likely, [n, 2]."""
+    return torch.stack((cross_entropy(logits, labels), (logits.argmax(dim=-1) != labels).float()), dim=1)

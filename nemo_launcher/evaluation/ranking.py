@@ -27,7 +27,7 @@ from nemo_launcher.evaluation.questions import Question
 from nemo_launcher.evaluation.replica_answers import ReplicaAnswers
 from nemo_launcher.evaluation.scoring import batches_left
 from nemo_launcher.families.base import Base
-from nemo_launcher.families.forward import choice_scores, run_model, token_losses
+from nemo_launcher.families.forward import choice_scores, token_losses
 from nemo_launcher.megatron import parallel
 from nemo_launcher.runtime.progress import Progress
 
@@ -174,7 +174,7 @@ def rank_choices(
     for places in cut:
         batch = base.family.pack([samples[place] for place in places], share_prefix=share).to(base.device)
         assert batch.choices is not None  # the samples have choices
-        losses = token_losses(run_model(base.model, batch), batch).double()
+        losses = token_losses(base.model, batch).double()
         owners, records = batch.label_samples, batch.choices.records.tolist()
         sums = choice_scores(losses, owners, batch.choices, normalize=False).tolist()
         counts = batch.choices.lengths.tolist()

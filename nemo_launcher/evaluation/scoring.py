@@ -13,7 +13,7 @@ from nemo_launcher.data.samples import Sample
 from nemo_launcher.errors import UserError
 from nemo_launcher.evaluation.generation import not_finite
 from nemo_launcher.families.base import Base
-from nemo_launcher.families.forward import run_model, token_losses
+from nemo_launcher.families.forward import token_losses
 from nemo_launcher.megatron import parallel
 from nemo_launcher.runtime.bars import new_bar
 
@@ -52,7 +52,7 @@ def score(
     with new_bar(len(cut), "batch") as bar:
         for places in cut:
             batch = base.family.pack([samples[place] for place in places], share_prefix=share).to(base.device)
-            losses = token_losses(run_model(base.model, batch), batch).double()
+            losses = token_losses(base.model, batch).double()
             sums = torch.zeros(len(places), dtype=torch.double, device=losses.device)
             sums.index_add_(0, batch.label_samples, losses)
             counts = torch.bincount(batch.label_samples, minlength=len(places))

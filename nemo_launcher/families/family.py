@@ -149,7 +149,7 @@ class Family(Generic[M, H, S, B]):
     shares_prefixes: bool
     """Whether `pack` stores common prefixes once."""
     run: Callable[[M, B], Tensor]
-    """Returns the logits of a batch's labels, for a model and the batch."""
+    """Returns what the head reads for a batch's labels, [n, hidden], for a model and the batch."""
     hidden: HiddenStates[M, B]
     """How hidden states below the first adapted layer are computed once."""
     pack_rows: Callable[[Sequence[S], float], RowForest] | None

@@ -13,9 +13,11 @@ from torch import Tensor
 class FrozenModel(MegatronModule, abc.ABC):
     """A model whose parameters never train; `Family.run` knows how to call it.
 
+    num_logits: the size of the vocabulary, without padding for tensor-parallel ranks.
     ends_backward: whether no earlier pipeline stage has adapters, so that the backward pass ends in this stage.
     """
 
+    num_logits: int
     ends_backward = False
 
     def received(self, hidden: Tensor) -> Tensor:
@@ -27,6 +29,10 @@ class FrozenModel(MegatronModule, abc.ABC):
             return hidden
         hidden.grad = torch.zeros_like(hidden)
         return hidden.detach()
+
+    @abc.abstractmethod
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """Return the logits, [..., num_logits], of the last stage's output, [..., hidden]."""
 
     @property
     @abc.abstractmethod

@@ -15,13 +15,14 @@ from pathlib import Path
 from nemo_launcher.adapters.settings import Settings
 from nemo_launcher.checkpoint.outline import StackSizes
 from nemo_launcher.launcher.activations import Device, cross_elements, layer_elements, working_elements
+from nemo_launcher.megatron.sizes import tokens_with_logits
 
 OPTIMIZER_BYTES = 12
 """Bytes per adapter parameter: the weight and Adam's two moments in fp32."""
 GRADIENT_BYTES = 8
 """Bytes per adapter parameter: its gradient, and that of the micro-batch that is added to it (training.step)."""
 LOGIT_BYTES = 12
-"""Bytes per logit at the start of the backward pass: log-probability and two gradients in fp32 (families.forward)."""
+"""Bytes per logit at the start of the backward pass: log-probability and two gradients in fp32 (families.head)."""
 PROCESS_BYTES = 440 << 20
 """Resident bytes on a CPU of the interpreter with torch, Megatron-core and Lightning, before the base is loaded."""
 LIBRARY_BYTES = 30 << 20
@@ -79,7 +80,7 @@ def peak_bytes(base: Base, settings: Settings, trained: int, rows: Rows, device:
     """Return a rank's peak memory in bytes. trained: the number of parameters that the method trains."""
     weights = base.parameters.total * device.width / device.ranks
     added = trained * (OPTIMIZER_BYTES + GRADIENT_BYTES) / device.ranks
-    logits = base.parameters.rows * rows.logits * LOGIT_BYTES
+    logits = base.parameters.rows * min(rows.logits, tokens_with_logits(base.parameters.rows)) * LOGIT_BYTES
     kept, working = activation_bytes(base, settings, rows, device), _working_bytes(base, rows, device)
     if device.is_gpu:
         return weights + added + kept + max(logits, working)

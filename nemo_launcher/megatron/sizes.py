@@ -11,6 +11,14 @@ from typing import Protocol
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.values import Section, whole
 
+MAX_LOGITS = 2**25
+"""The number of logits that are in memory at a time, unless those of one token are more: 128 MiB in fp32."""
+
+
+def tokens_with_logits(vocabulary: float) -> int:
+    """Return the number of tokens whose logits are in memory at a time."""
+    return max(1, int(MAX_LOGITS / vocabulary))
+
 
 class LayerSizes(Protocol):
     """The sizes of a stack of layers in the complete model."""

@@ -156,8 +156,8 @@ def _seconds_of_rows(base: Base, length: int, choice: Concurrency) -> float:
         costs=[1.0] * len(rows),
     )
 
-    def loss_of(logits: Tensor, micro: Batch) -> Tensor:
-        return TrainingLoss().share(logits, micro, batch, 1.0)
+    def loss_of(hidden: Tensor, micro: Batch) -> Tensor:
+        return TrainingLoss().share(base.model, hidden, micro, batch)
 
     def seconds() -> float:
         start = time.perf_counter()

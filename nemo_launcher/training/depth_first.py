@@ -70,12 +70,12 @@ class DepthFirst:
         keys_and_values = AttentionPath([row.seen for row in path])
         seed, self._rows = (*self.seed, self._rows), self._rows + 1
         with torch.set_grad_enabled(self.sums is not None), dropout_seed(seed):
-            logits = run_row(self.model, tree.row, keys_and_values)
-            loss = self.loss_of(logits, tree.row) if tree.row.labels.numel() else None
+            hidden = run_row(self.model, tree.row, keys_and_values)
+            loss = self.loss_of(hidden, tree.row) if tree.row.labels.numel() else None
         if loss is not None:
             self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
         shared = _SharedRow(keys_and_values.own if tree.children else {})
-        del logits, keys_and_values
+        del hidden, keys_and_values
         for child in tree.children:
             self._run(child, (*path, shared))
         if self.sums is not None:

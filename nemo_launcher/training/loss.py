@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from nemo_launcher.config.sections.learning import ChoiceLoss, Ia3Model
 from nemo_launcher.data.batching import GlobalBatch
 from nemo_launcher.data.choice_labels import ChoiceLabels
 from nemo_launcher.data.samples import Batch
-from nemo_launcher.families.forward import choice_scores, token_losses
+from nemo_launcher.families.forward import choice_scores, cross_entropy
+from nemo_launcher.families.frozen_model import FrozenModel
+from nemo_launcher.families.head import over_logits
 from nemo_launcher.training.choice_loss import length_normalised, unlikelihood
 
 
@@ -35,27 +38,40 @@ class TrainingLoss:
         loss = model.loss or ChoiceLoss()
         return cls(model.nemo_compat, unlikelihood=loss.unlikelihood, length_norm=loss.length_norm)
 
-    def of_tokens(self, logits: Tensor, micro: Batch) -> Tensor:
-        """Return the loss of each answer token, [n] (nats). logits: [n, vocabulary]."""
-        return token_losses(logits, micro)
+    def of_tokens(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each answer token, [n] (nats), from its own logits, [n, vocabulary]; labels: [n]."""
+        return cross_entropy(logits, labels)
 
-    def share(self, logits: Tensor, micro: Batch, batch: GlobalBatch, factor: float = 1.0) -> Tensor:
-        """Return what a micro-batch adds to the loss of its global batch, times a factor, []."""
+    def share(
+        self, model: FrozenModel, hidden: Tensor, micro: Batch, batch: GlobalBatch, factor: float = 1.0
+    ) -> Tensor:
+        """Return what a micro-batch adds to the loss of its global batch, times a factor, [].
+
+        hidden: what the model's head reads for the answer tokens (families.forward.run_model), [n, hidden].
+        """
         if micro.choices is not None:
-            return factor * self._of_choices(logits, micro, micro.choices, batch)
+            return factor * self._of_choices(model, hidden, micro, micro.choices, batch)
         tokens = batch.num_micro_batches * micro.labels.numel() if self.nemo_compat else batch.answer_tokens
-        losses = self.of_tokens(logits, micro)
+        losses = over_logits(model, hidden, micro.labels, self.of_tokens)
         if micro.label_counts is not None:
             losses = losses * micro.label_counts
         return losses.sum() * (factor / tokens)
 
-    def _of_choices(self, logits: Tensor, micro: Batch, choices: ChoiceLabels, batch: GlobalBatch) -> Tensor:
+    def _of_choices(
+        self, model: FrozenModel, hidden: Tensor, micro: Batch, choices: ChoiceLabels, batch: GlobalBatch
+    ) -> Tensor:
         """Return what a micro-batch with answer choices adds to the loss of its global batch, []."""
-        losses, wrong = self.of_tokens(logits, micro), choices.wrong
+        values = self._with_unlikelihood if self.unlikelihood else self.of_tokens
+        losses, *unlikely = over_logits(model, hidden, micro.labels, values).view(micro.labels.numel(), -1).unbind(1)
         total = losses[choices.right].sum() / batch.answer_tokens
-        if self.unlikelihood:
-            total = total + unlikelihood(logits[wrong], micro.labels[wrong], losses[wrong]).sum() / batch.wrong_tokens
+        for each in unlikely:
+            total = total + each[choices.wrong].sum() / batch.wrong_tokens
         if self.length_norm:
             scores = choice_scores(losses, micro.label_samples, choices, normalize=True)
             total = total + length_normalised(scores, choices).sum() / batch.num_samples
         return total
+
+    def _with_unlikelihood(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each token, and its unlikelihood loss, [n, 2]."""
+        losses = self.of_tokens(logits, labels)
+        return torch.stack((losses, unlikelihood(logits, labels, losses)), dim=1)

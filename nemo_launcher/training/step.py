@@ -58,8 +58,8 @@ def forward_backward(
     fit into the memory of a GPU; not in a pipeline.
     """
 
-    def loss_of(logits: Tensor, micro: Batch) -> Tensor:
-        return loss.share(logits, micro, batch, loss_scale)
+    def loss_of(hidden: Tensor, micro: Batch) -> Tensor:
+        return loss.share(model, hidden, micro, batch, loss_scale)
 
     if parallel.pipeline_size() > 1:
         losses = _pipelined(model, batch.micro_batches, loss_of, backward=backward, seed=seed)
@@ -121,8 +121,8 @@ def _pipelined(model: FrozenModel, batches: list[Batch], loss_of: LossOf, *, bac
         with dropout_seed((seed, index)):
             return run_model(stage, micro), partial(_scaled_loss, micro)
 
-    def _scaled_loss(micro: Batch, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = loss_of(logits, micro)
+    def _scaled_loss(micro: Batch, hidden: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = loss_of(hidden, micro)
         # the schedule divides by the number of micro-batches
         return loss * len(batches), {"loss": loss.detach()}
 

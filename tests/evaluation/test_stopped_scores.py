@@ -170,9 +170,9 @@ def test_batches_are_left_out_or_computed_whole(tiny_base: Path, monkeypatch: py
     choices, answers = rows[:COUNT], rows[COUNT:]
     sizes: list[int] = []
     for module in (ranking, scoring):
-        run_model = module.run_model
+        losses = module.token_losses
         monkeypatch.setattr(
-            module, "run_model", lambda model, batch, run=run_model: sizes.append(1) or run(model, batch)
+            module, "token_losses", lambda model, batch, run=losses: sizes.append(1) or run(model, batch)
         )
     ranked = rank_choices(base, choices, [TEMPLATE] * COUNT, batch_size=3)
     scored = list(score(base, answers, batch_size=3))

@@ -227,8 +227,9 @@ def test_memory_of_a_7b_model(tmp_path: Path):
         memory[tensor] = float(line.split("at most ")[1].split(" GiB of memory on each GPU")[0])
     # norms, attention (queries, keys, values, and again queries, keys and the output), feed-forward, two adapters
     elements = 2 * 4096 + 6 * 4096 + 2 * 11008 + 2 * (2 * 4096 + 2 * 4)
-    tokens, logit_bytes = 8 * 2048, 12
-    expected = 2 * NUM_7B + tokens * (32 * elements * 2 + 32000 * logit_bytes)
+    # working memory of a layer's backward pass is more than the logits, which are in memory in parts
+    tokens, working = 8 * 2048, 2 * 5 * 11008
+    expected = 2 * NUM_7B + tokens * (32 * elements * 2 + working)
     assert memory[1] == pytest.approx(expected / 2**30, rel=0.02)
     assert memory[4] < 0.6 * memory[1]
 

@@ -15,7 +15,7 @@ from nemo_launcher.adapters.injection import AdapterSet
 from nemo_launcher.data.hidden_file import HiddenRows
 from nemo_launcher.data.samples import Batch
 from nemo_launcher.families.base import Base, load_base
-from nemo_launcher.families.forward import run_model, token_losses
+from nemo_launcher.families.forward import token_losses
 from tests import t5
 from tests.engine import random_tree, randomize, tiny_gpt_nemo
 from tests.hidden import first_layer, upper_adapters
@@ -32,7 +32,7 @@ class InMemory(HiddenRows):
 
 
 def gradients_of(base: Base, batch: Batch, adapters: AdapterSet) -> tuple[Tensor, list[Tensor]]:
-    loss = token_losses(run_model(base.model, batch), batch).sum()
+    loss = token_losses(base.model, batch).sum()
     return loss.detach(), list(torch.autograd.grad(loss, adapters.parameters()))
 
 

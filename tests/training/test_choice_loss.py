@@ -91,7 +91,7 @@ def reference(base: Base, records: Sequence[GPTChoices | T5Choices]) -> Tensor:
     for record, sample in enumerate(records):
         for place, choice in enumerate(sample.sequences()):
             batch = base.family.pack([choice], share_prefix=False)
-            log_p = run_model(base.model, batch).double().log_softmax(-1)
+            log_p = base.model.logits_of(run_model(base.model, batch)).double().log_softmax(-1)
             rows.append(log_p.gather(1, batch.labels[:, None])[:, 0])
             starts.append(1 if isinstance(sample, T5Choices) else 0)  # the sentinel is no token of a choice
             right.append(place == sample.right)

@@ -14,7 +14,7 @@ from nemo_launcher.megatron.partial_stack import LayerInput
 
 
 def run_gpt(model: FrozenGPT, batch: PackedBatch, path: AttentionPath | None = None) -> Tensor:
-    """Return the logits of the batch's answer positions, [n, vocabulary] (hidden states before the last stage).
+    """Return what the head reads at the batch's answer positions, [n, hidden], or a stage's output before the last.
 
     path: the rows that the batch continues; its own keys and values are stored there. Not with sequence parallelism.
     """
@@ -24,8 +24,9 @@ def run_gpt(model: FrozenGPT, batch: PackedBatch, path: AttentionPath | None = N
         tokens, position_ids = sequence.pad(tokens, added), sequence.pad(position_ids, added)
     hidden = batch.hidden
     start = None if hidden is None else LayerInput(hidden.layer, hidden.read(tokens.device))
-    logits: Tensor = model(tokens, position_ids, AttentionPlan(groups, path=path), batch.logits, start)
-    return logits
+    plan = AttentionPlan(groups, path=path)
+    output: Tensor = model(tokens, position_ids, plan, batch.logits, start, with_head=False)
+    return output
 
 
 def hidden_before(model: FrozenGPT, batch: PackedBatch, layer: int) -> Tensor:

@@ -46,11 +46,10 @@ class FrozenGPT(GPTModel, FrozenModel):
 
     It differs from GPTModel in megatron-core 0.16 in three ways: positions are passed with the tokens (a branch
     continues from the end of its prefix); attention follows an AttentionPlan, which also applies rotary positions; the
-    head, and everything after the last attention, runs only on the requested positions. num_logits: vocabulary size
-    without the padding for tensor-parallel ranks. rotary: settings of rotary positions.
+    head, and everything after the last attention, runs only on the requested positions. rotary: settings of rotary
+    positions.
     """
 
-    num_logits: int
     rotary: Rotary
     variation: Variation
     output_layer: FrozenHead
@@ -63,13 +62,15 @@ class FrozenGPT(GPTModel, FrozenModel):
         plan: AttentionPlan,
         wanted: LogitRows | None = None,
         start: LayerInput | None = None,
+        *,
+        with_head: bool = True,
     ) -> Tensor:
         """Return the logits, or the hidden states, [s, b, h], of a pipeline stage that is not the last.
 
         tokens, position_ids: [b, s]. wanted: the n of the b * s positions, in sequence order, that have logits; None
         for all. start: what enters a layer (hidden_before), if the layers below need not run. Logits are
-        [n, vocabulary], or [b, s, vocabulary] for all positions. Source of the order of operations: megatron-core 0.16,
-        GPTModel.forward.
+        [n, vocabulary], or [b, s, vocabulary] for all positions; without the head, its input is returned, [n, h] or
+        [b, s, h] (logits_of). Source of the order of operations: megatron-core 0.16, GPTModel.forward.
         """
         without_logits = wanted is not None and not wanted.positions.numel()
         if without_logits:  # of a row that others continue, only keys and values are needed
@@ -88,12 +89,16 @@ class FrozenGPT(GPTModel, FrozenModel):
         if not self.post_process:
             return hidden
         if without_logits:
-            return hidden.new_empty(0, self.num_logits)
+            return hidden.new_empty(0, self.num_logits if with_head else hidden.size(-1))
         if self.config.sequence_parallel:
             hidden = sequence.gather_sequence(hidden)
         hidden = hidden.transpose(0, 1)  # [b, s, h]
         if chosen is not None:
             hidden = hidden.flatten(0, 1)[chosen]
+        return self.logits_of(hidden) if with_head else hidden
+
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """Return the logits, [..., vocabulary], of the last stage's output, [..., hidden]."""
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         return self.scaled_logits(self.output_layer(hidden, weight=weight)[0][..., : self.num_logits])
 

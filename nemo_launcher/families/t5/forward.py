@@ -12,7 +12,7 @@ from nemo_launcher.megatron.partial_stack import LayerInput
 
 
 def run_t5(model: FrozenT5, batch: T5Batch) -> Tensor:
-    """Return the logits of every decoder token, [n, vocabulary]; sentinel and end token are also in the loss."""
+    """Return what the head reads for every decoder token, [n, hidden]; sentinel and end token are also in the loss."""
     rows = batch.encoder_row, batch.decoder_row
     if model.config.sequence_parallel and any(sequence.padding(row.tokens) for row in rows):
         # Padding is one more sample; its decoder tokens need encoder tokens to attend to.

@@ -80,7 +80,7 @@ class FrozenT5(FrozenModel):
     def __init__(self, shape: T5Shape, *, dtype: torch.dtype, sizes: ParallelSizes) -> None:
         super().__init__(config=stack_config(shape.decoder, dtype=dtype, sizes=sizes))
         self.model_type = ModelType.encoder_or_decoder  # required by Megatron-core's schedules
-        self.shape = shape
+        self.shape, self.num_logits = shape, shape.vocab_size
         self.received_hidden: Tensor | None = None
         self.encoder_stages, self.decoder_stages = encoder_and_decoder_stages(sizes)
         self.encoder = self.decoder = self.encoder_embedding = self.decoder_embedding = None
@@ -134,7 +134,7 @@ class FrozenT5(FrozenModel):
         self.received_hidden = None if hidden is None else self.received(hidden)
 
     def forward(self, encoder_row: Row, decoder_row: Row, start: LayerInput | None = None) -> Tensor:
-        """Return the logits of every decoder token, [decoder tokens, vocabulary]; both rows hold the same samples.
+        """Return what the head reads for every decoder token, [tokens, hidden]; both rows hold the same samples.
 
         start: what enters an encoder layer (hidden_before), if the layers below need not run.
         A pipeline stage that is not the last returns hidden states, [s, 1, hidden]: the encoder's, followed by the
@@ -153,7 +153,9 @@ class FrozenT5(FrozenModel):
         if self.decoder is None:
             return encoded
         hidden = self._decode(encoder_row, decoder_row, encoded, hidden)
-        return torch.cat((encoded, hidden)) if self.output_layer is None else self.logits_of(hidden)[:, 0]
+        if self.output_layer is None:
+            return torch.cat((encoded, hidden))
+        return (sequence.gather_sequence(hidden) if self.config.sequence_parallel else hidden)[:, 0]
 
     def _decode(self, encoder_row: Row, decoder_row: Row, encoded: Tensor, hidden: Tensor | None) -> Tensor:
         """Return the decoder's output, [s, 1, hidden]; hidden: the output of its previous pipeline stage."""
@@ -223,14 +225,12 @@ class FrozenT5(FrozenModel):
         return None if bias is None else bias.keep(), self._cross_bias([slots], [width])
 
     def logits_of(self, hidden: Tensor) -> Tensor:
-        """Return the logits, [s, b, vocabulary], of the decoder's output, [s, b, hidden]."""
-        if self.config.sequence_parallel:
-            hidden = sequence.gather_sequence(hidden)
+        """Return the logits, [..., vocabulary], of the decoder's output, [..., hidden]."""
         tied = self.shape.head_is_tied and self.decoder_embedding is not None
         weight = self.decoder_embedding.word_embeddings.weight if tied else None
         assert self.output_layer is not None  # this is the last stage
         logits: Tensor = self.output_layer(hidden, weight=weight)[0]
-        return logits[..., : self.shape.vocab_size]  # without the padding rows of the embedding
+        return logits[..., : self.num_logits]  # without the padding rows of the embedding
 
 
 def build_t5(

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values of each token that follow from its logits, with a bounded number of logits in memory.
+
+The logits of 8,000 tokens over a vocabulary of 128,000 take 4 GB in fp32, and their gradients as much again. A loss of
+a token depends on its own logits only, and the head is frozen: so the gradient of the token's hidden state is computed
+with the loss, part by part, and nothing of the size of the vocabulary is kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nemo_launcher.families.frozen_model import FrozenModel
+from nemo_launcher.megatron.autograd import Context
+from nemo_launcher.megatron.sizes import tokens_with_logits
+
+OfLogits = Callable[[Tensor, Tensor], Tensor]
+"""Returns one or k values of each token, [m] or [m, k], from its own logits, [m, vocabulary], and its label, [m]."""
+
+
+def over_logits(model: FrozenModel, hidden: Tensor, labels: Tensor, values: OfLogits) -> Tensor:
+    """Return the values of all tokens, [n] or [n, k]; hidden: what the head reads, [n, hidden]; labels: [n]."""
+    rows = tokens_with_logits(model.num_logits)
+    if labels.numel() <= rows:
+        return values(model.logits_of(hidden), labels)
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        output: Tensor = _InParts.apply(hidden, labels, model, values, rows)
+        return output
+    pairs = zip(hidden.split(rows), labels.split(rows), strict=True)
+    return torch.cat([values(model.logits_of(part), own) for part, own in pairs])
+
+
+class _InParts(torch.autograd.Function):
+    """The values, whose gradients of the hidden states are computed in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Context, hidden: Tensor, labels: Tensor, model: FrozenModel, values: OfLogits, rows: int
+    ) -> Tensor:
+        found, gradients = [], []
+        for part, own in zip(hidden.split(rows), labels.split(rows), strict=True):
+            with torch.enable_grad():
+                part = part.detach().requires_grad_()
+                each = values(model.logits_of(part), own)
+                sums = each.reshape(own.numel(), -1).sum(0).unbind()
+            gradients.append(torch.stack([torch.autograd.grad(one, part, retain_graph=True)[0] for one in sums]))
+            found.append(each.detach())
+        ctx.save_for_backward(torch.cat(gradients, dim=1))  # [k, n, hidden]
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (gradients,) = ctx.saved_tensors
+        # The factors stay in fp32: rounded, those of a mean would all be wrong by the same ratio.
+        factors = grad.reshape(gradients.size(1), -1).t()[..., None]
+        return (factors * gradients).sum(0).to(gradients.dtype), None, None, None, None
