@@ -16,6 +16,7 @@ from nemo_launcher import __version__
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.evaluation.sampling import Sampling
 from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.fused import is_fused
 
 if TYPE_CHECKING:
     from nemo_launcher.families.base import Base
@@ -44,6 +45,8 @@ def _key(base: Base, adapter: Adapter, settings: Mapping[str, object], samples: 
     of_model = [__version__, base.fingerprint, base.checksum, str(base.dtype), settings]
     if torch.backends.cuda.matmul.allow_tf32:
         of_model.append("tf32")
+    if is_fused(base.model):
+        of_model.append("fused")
     digest.update(json.dumps(of_model, sort_keys=True).encode())
     tensors = ((f"{key} {name}", adapter[key][name]) for key in sorted(adapter) for name in sorted(adapter[key]))
     for name, tensor in tensors:

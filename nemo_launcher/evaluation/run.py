@@ -39,6 +39,8 @@ from nemo_launcher.evaluation.squad_score import Score
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.files.atomic import finite_or_none, write_json
 from nemo_launcher.megatron import parallel
+from nemo_launcher.megatron.fused import set_fused
+from nemo_launcher.megatron.fused_check import uses_fused
 from nemo_launcher.megatron.sizes import ParallelSizes
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.agreement import check_same, file_checksum, flat_settings
@@ -53,6 +55,7 @@ def evaluate(job: Loaded[Evaluation]) -> None:
     check_names(config.pred_file_path)
     dtype = computed_dtype(config.trainer.precision, "trainer.precision")
     allow_tf32(config.trainer.tf32)
+    fuses = uses_fused(config.fused_kernels, "fused_kernels", parallel.local_device(), dtype)
     sampling = Sampling.of_job(config.inference)  # reports values out of range before anything is read
     find(config.metrics or ())  # so does this for names of metrics
     num_ranks = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
@@ -76,6 +79,7 @@ def evaluate(job: Loaded[Evaluation]) -> None:
         sizes=ParallelSizes.of(config),
         family=config.run.model_family,
     )
+    set_fused(base.model, fuses)
     check_adapter(adapter_config, adapter_state, base, config.adapter_model_file)
     if config.nemo_compat:
         sampling = sampling.as_nemo(base.family.nemo_length(recipe.decoder_seq_length))

@@ -22,6 +22,8 @@ from nemo_launcher.evaluation.prompt_settings import parse_settings, templates_o
 from nemo_launcher.evaluation.sampling import Request
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.files.values import Section, below
+from nemo_launcher.megatron.fused import set_fused
+from nemo_launcher.megatron.fused_check import fused_error
 from nemo_launcher.runtime.precision import computed_dtype
 
 
@@ -47,7 +49,9 @@ class Session:
         Raises UserError for unreadable files, an adapter of another base and unknown keys.
         """
         dtype, overrides = computed_dtype(precision, "--precision"), parse_settings(settings)
-        return cls._with(load_base(base, dtype=dtype), adapter, overrides)
+        loaded = load_base(base, dtype=dtype)
+        set_fused(loaded.model, loaded.device.type != "cpu" and fused_error(loaded.device, loaded.dtype) is None)
+        return cls._with(loaded, adapter, overrides)
 
     def with_adapter(self, adapter: str | Path | None) -> Session:
         """Return the session that replaces this one, with another adapter in the same base or with none.

@@ -45,6 +45,11 @@ def set_fused(model: nn.Module, on: bool) -> None:
             module.fuses = on
 
 
+def is_fused(model: nn.Module) -> bool:
+    """Return whether modules of a model use fused operators."""
+    return any(isinstance(module, Fusable) and module.fuses for module in model.modules())
+
+
 def _define(signature: str, on_cuda: Callable[..., object], shapes: Callable[..., object]) -> None:
     """Define an operator: its signature, its implementation, and one that only allocates the results."""
     _library.define(signature)

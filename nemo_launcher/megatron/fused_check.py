@@ -3,28 +3,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo_launcher.config.sections.common import Kernels
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.megatron import fused
 from nemo_launcher.megatron.kernel_check import Comparison, disagreement, with_gradients
 from nemo_launcher.megatron.rotary import Rotation
 
-FusedKernels = Literal["auto", "liger", "torch"]
-"""Values of `model.fused_kernels`."""
 _TOKENS, _HIDDEN, _HEAD = 5, 48, 16
 
 
-def uses_fused(choice: FusedKernels, device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether to use the fused operators; print one line if `auto` finds that they do not work.
+def uses_fused(choice: Kernels, key: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether to use the fused operators; print one line to stderr if `auto` finds that they do not work.
 
-    Raises UserError if they are asked for and do not work. On a CPU they are never used.
+    key: the configuration key of the choice. Raises UserError if they are asked for and do not work. On a CPU they are
+    never used.
     """
     if choice == "torch" or device.type == "cpu":
         return False
@@ -32,9 +32,9 @@ def uses_fused(choice: FusedKernels, device: torch.device, dtype: torch.dtype) -
     if reason is None:
         return True
     if choice == "liger":
-        fix = "pip install 'nemo-adapter-launcher[gpu]', or model.fused_kernels=torch"
-        raise UserError(Problem("model.fused_kernels", f"liger-kernel does not work here: {reason}", fix))
-    print(f"model.fused_kernels: torch's operators are used; liger-kernel does not work here: {reason}")
+        fix = f"pip install 'nemo-adapter-launcher[gpu]', or {key}=torch"
+        raise UserError(Problem(key, f"liger-kernel does not work here: {reason}", fix))
+    print(f"{key}: torch's operators are used; liger-kernel does not work here: {reason}", file=sys.stderr)
     return False
 
 

@@ -61,7 +61,7 @@ def _set_up(base: Base, settings: Ia3Model) -> Layout:
         )
     set_attention_backend(base.model, settings.attention_backend)
     set_torch_compile(base.model, settings.torch_compile)
-    set_fused(base.model, uses_fused(settings.fused_kernels, base.device, base.dtype))
+    set_fused(base.model, uses_fused(settings.fused_kernels, "model.fused_kernels", base.device, base.dtype))
     size = settings.micro_batch_size
     if not settings.nemo_compat:
         # Rank 0's number of threads decides: replicas that cut a batch differently would repeat or lose samples.

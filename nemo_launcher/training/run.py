@@ -63,7 +63,7 @@ def train(job: Loaded[Learning]) -> None:
     if config.model.torch_compile:
         check_torch_compile(parallel.local_device(), "model.torch_compile")
     if config.model.fused_kernels == "liger":
-        uses_fused("liger", parallel.local_device(), dtype)
+        uses_fused("liger", "model.fused_kernels", parallel.local_device(), dtype)
     templates = _checked_data(job)
     finds = [RATE] if finds_rate(job.values) else []
     said = list(dict.fromkeys([*(config.run.automatic or ()), *automatic_keys(job.values), *finds]))

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from nemo_launcher.config.sections.common import Kernels
 from nemo_launcher.errors import UserError
+from nemo_launcher.evaluation import answer_keys
+from nemo_launcher.families.base import load_base
 from nemo_launcher.megatron import fused, fused_check
 from tests.meta import META
 
@@ -33,15 +36,15 @@ def test_a_missing_liger_is_told_once_and_torch_is_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fused_check, "find_spec", lambda name: None)
-    assert not fused_check.uses_fused("auto", META, torch.bfloat16)
-    assert "liger-kernel does not work here: it is not installed" in capsys.readouterr().out
+    assert not fused_check.uses_fused("auto", "model.fused_kernels", META, torch.bfloat16)
+    assert "liger-kernel does not work here: it is not installed" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"model\.fused_kernels=torch"):
-        fused_check.uses_fused("liger", META, torch.bfloat16)
+        fused_check.uses_fused("liger", "model.fused_kernels", META, torch.bfloat16)
 
 
 @pytest.mark.parametrize("choice", ["auto", "liger", "torch"])
-def test_a_cpu_does_not_use_it(choice: fused_check.FusedKernels) -> None:
-    assert not fused_check.uses_fused(choice, torch.device("cpu"), torch.float32)
+def test_a_cpu_does_not_use_it(choice: Kernels) -> None:
+    assert not fused_check.uses_fused(choice, "fused_kernels", torch.device("cpu"), torch.float32)
 
 
 def test_a_broken_liger_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +62,10 @@ def test_a_liger_that_computes_something_else_is_not_used(monkeypatch: pytest.Mo
     monkeypatch.setattr(fused, "rms_norm", lambda x, weight, eps: x * weight)
     found = fused_check.fused_error(torch.device("cpu"), torch.float32)
     assert found == "rms_norm computes other values than torch"
+
+
+def test_answers_of_fused_operators_are_kept_apart(tiny_base: Path) -> None:
+    base = load_base(tiny_base)
+    plain = answer_keys.scores_key(base, {}, [], 1)
+    fused.set_fused(base.model, True)
+    assert answer_keys.scores_key(base, {}, [], 1) != plain

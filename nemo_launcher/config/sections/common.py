@@ -17,6 +17,7 @@ Share = Annotated[float, Bounds(minimum=0, maximum=1)]
 FromMinusOne = Annotated[int, Bounds(minimum=-1)]
 Scalar = str | int | float | bool
 Accelerator = Literal["gpu", "cuda", "cpu", "auto"]
+Kernels = Literal["auto", "liger", "torch"]
 _UP_TO_59 = r"[0-5]?\d"
 SlurmTime = Annotated[
     str,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from nemo_launcher.config.constraints import Bounds, Length
 from nemo_launcher.config.fields import LinesText, PathText, omitted, optional
 from nemo_launcher.config.precision import Precision
-from nemo_launcher.config.sections.common import Accelerator, Amount, Count, FromMinusOne, Run, Share, Size
+from nemo_launcher.config.sections.common import Accelerator, Amount, Count, FromMinusOne, Kernels, Run, Share, Size
 from nemo_launcher.config.sections.exp_manager import ExpManager
 from nemo_launcher.config.sections.optimizer import Optimizer
 from nemo_launcher.config.traversal import Traversal
@@ -259,7 +259,7 @@ class Ia3Model:
     """Layers of a pipeline stage that are recomputed under `block`."""
     attention_backend: Literal["auto", "sdpa", "flex"] = "auto"
     """How attention is computed on a GPU; `auto` uses FlexAttention if it works. Not a NeMo key."""
-    fused_kernels: Literal["auto", "liger", "torch"] = "auto"
+    fused_kernels: Kernels = "auto"
     """How a GPU fuses norms, rotary positions and SwiGLU; `auto` uses liger-kernel if it works. Not a NeMo key."""
     torch_compile: bool = False
     """Whether norms and activations are compiled. Not a NeMo key."""

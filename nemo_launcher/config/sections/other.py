@@ -13,6 +13,7 @@ from nemo_launcher.config.precision import Precision, StoredPrecision
 from nemo_launcher.config.sections.common import (
     Accelerator,
     Count,
+    Kernels,
     Positive,
     Run,
     Size,
@@ -185,6 +186,8 @@ class Evaluation:
     """Whether the base model also answers without the adapter."""
     nemo_compat: bool = False
     """Whether to use NeMo's arithmetic where this project's is more exact."""
+    fused_kernels: Kernels = omitted("auto")
+    """How a GPU fuses norms, rotary positions and SwiGLU; `auto` uses liger-kernel if it works. Not a NeMo key."""
     training_summary_path: PathText | None = None
     """The training's summary, whose figures the report repeats; null for none."""
     summary_path: PathText | None = None
