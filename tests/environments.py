@@ -3,8 +3,9 @@
 
 python -m tests.environments [--environment NAME ...] [--folder DIR] [TEST ...] makes a virtual environment for each
 entry of `ENVIRONMENTS` with the interpreter that runs it, installs the package as `make install` does, runs the unit
-tests in it, and prints a line with the versions and the numbers of passed, failed and skipped tests. The exit status is
-1 if a test fails or an environment cannot be made. It needs nothing but Python; pip uses its own configuration.
+tests in it, and finally prints a line for each with the versions and the numbers of passed, failed and skipped tests.
+The exit status is 1 if a test fails or an environment cannot be made. It needs nothing but Python; pip uses its own
+configuration.
 """
 
 from __future__ import annotations
@@ -64,20 +65,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="environments-") as temporary:
         folder = options.folder or Path(temporary)
         names = options.environment or list(ENVIRONMENTS)
-        passed = [
-            _passes(ENVIRONMENTS[name], folder.resolve() / name, options.tests, options.workers) for name in names
-        ]
-    return 0 if all(passed) else 1
+        done = [_tested(ENVIRONMENTS[name], folder.resolve() / name, options.tests, options.workers) for name in names]
+    print("\n".join(line for _, line in done))
+    return 0 if all(passed for passed, _ in done) else 1
 
 
-def _passes(environment: Environment, folder: Path, tests: list[str], workers: int) -> bool:
-    """Make an environment, run tests in it and print the line; return whether all passed."""
+def _tested(environment: Environment, folder: Path, tests: list[str], workers: int) -> tuple[bool, str]:
+    """Make an environment and run tests in it; return whether all passed, and the line to print."""
     begin = time.monotonic()
     try:
         python = _make(environment, folder)
     except subprocess.CalledProcessError as error:
-        print(f"{folder.name}: cannot be made: {error}", flush=True)
-        return False
+        return False, f"{folder.name}: cannot be made: {error}"
     report = folder / "tests.xml"
     report.unlink(missing_ok=True)
     workers_of = [] if workers == 1 else ["-n", str(workers), "--dist", "worksteal"]
@@ -96,8 +95,7 @@ def _passes(environment: Environment, folder: Path, tests: list[str], workers: i
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     counts = _counts(report)
     minutes = (time.monotonic() - begin) / 60
-    print(f"{folder.name}: {_versions(python)}: {counts}, {minutes:.1f} minutes", flush=True)
-    return done.returncode == 0
+    return done.returncode == 0, f"{folder.name}: {_versions(python)}: {counts}, {minutes:.1f} minutes"
 
 
 def _make(environment: Environment, folder: Path) -> Path:
