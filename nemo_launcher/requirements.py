@@ -49,6 +49,11 @@ def check_libraries() -> None:
         raise UserError(old)
 
 
+def is_transformers_5() -> bool:
+    """Return whether transformers is version 5 or later, whose configurations and tokenizers differ from version 4."""
+    return _numbers(_version("transformers")) >= (5,)
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     """Return the numbers of a release: (2, 6, 0) for 2.6.0a0+cu124."""
     return tuple(int(number) for number in re.findall(r"\d+", re.split(r"[a-z+-]", version)[0]))

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel
 
+from nemo_launcher.requirements import is_transformers_5
 from tests.gguf_models import SIZES, random_model, write_model
-from tests.versions import hf_config, is_transformers_5
+from tests.versions import hf_config
 
 Case = tuple[str, str, dict[str, Any], dict[str, Any]]
 

@@ -21,12 +21,13 @@ from nemo_launcher.data.layout import Layout
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.families.t5.packing import pack
 from nemo_launcher.families.t5.samples import T5Sample
+from nemo_launcher.requirements import is_transformers_5
 from nemo_launcher.training.loss import TrainingLoss
 from nemo_launcher.training.step import forward_backward
 from tests import oracle
 from tests.made import converted
 from tests.shared import shared_path
-from tests.versions import hf_config, is_transformers_5
+from tests.versions import hf_config
 
 torch.set_num_threads(1)  # the models are too small for more threads
 

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from nemo_launcher.errors import UserError
-from nemo_launcher.requirements import MINIMUM_PYTHON, MINIMUM_VERSIONS, check_libraries
+from nemo_launcher.requirements import MINIMUM_PYTHON, MINIMUM_VERSIONS, check_libraries, is_transformers_5
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -84,6 +84,12 @@ def test_older_libraries_are_told(
     with pytest.raises(UserError) as error:
         check_libraries()
     assert [f"{problem.where}: {problem.what}".removesuffix(" is needed") for problem in error.value.problems] == old
+
+
+@pytest.mark.parametrize(("installed", "wanted"), [("4.57.6", False), ("5.0.0.dev0", True), ("5.17.0", True)])
+def test_the_main_version_of_transformers(installed: str, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", {"transformers": installed}.__getitem__)
+    assert is_transformers_5() is wanted
 
 
 @pytest.mark.parametrize("file", [LOCKED, LOWEST])

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nemo_launcher.checkpoint.architectures.rope_keys import older_keys
+from nemo_launcher.requirements import is_transformers_5
 
 
 def hf_config(prefix: str, **options: Any) -> Any:
@@ -36,13 +39,16 @@ def in_keys_of_installed(prefix: str, options: dict[str, Any]) -> dict[str, Any]
     return others | older_keys(config_class(prefix).model_type, options)
 
 
+def as_saved_by_5(folder: Path) -> Path:
+    """Rewrite the files of a saved fast tokenizer as transformers 5 saves them; version 4 writes its tokens twice."""
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("added_tokens_decoder", None)
+    path.write_text(json.dumps(settings))
+    return folder
+
+
 def needs_transformers_5(why: str) -> pytest.MarkDecorator:
     """Return a mark that skips a test with transformers 4. why: what version 4 lacks, which the summary tells."""
     return pytest.mark.skipif(not is_transformers_5(), reason=f"transformers {why}")
-
-
-def is_transformers_5() -> bool:
-    """Return whether transformers is version 5 or later."""
-    import transformers
-
-    return int(transformers.__version__.partition(".")[0]) > 4

@@ -22,13 +22,14 @@ from nemo_launcher.checkpoint.gguf_tokens import (
 )
 from nemo_launcher.checkpoint.hf_folder import CONFIG, PROCESSOR_TEMPLATE, SENTENCEPIECE, TOKENIZER_JSON, HFFolder
 from nemo_launcher.conversion.probe import TEXTS
-from nemo_launcher.data.fast_tokenizers import check_backend
+from nemo_launcher.data.fast_tokenizers import check_backend, prefix_space
 from nemo_launcher.data.tokenizer_folder import check_folder
 from nemo_launcher.data.tokenizers import SentencePieceTokenizer, from_folder
 from nemo_launcher.errors import Problem, UserError, json_kind
 from nemo_launcher.files.foreign import load_json, parse_json, quiet_panics, reading
 from nemo_launcher.files.temporary import temporary_folder
 from nemo_launcher.files.values import Section, whole
+from nemo_launcher.requirements import is_transformers_5
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -165,12 +166,13 @@ def _agree(ours: str, theirs: str) -> bool:
     return added[1] <= added[0]
 
 
-def _plain(backend: object, like: object) -> PreTrainedTokenizerBase:
+def _plain(backend: Tokenizer, like: object) -> PreTrainedTokenizerBase:
     """Return a plain transformers tokenizer for a backend, with the special tokens and chat template of `like`."""
     from transformers import PreTrainedTokenizerFast
 
     named = {f"{name}_token": getattr(like, f"{name}_token", None) for name in _NAMED}
-    plain = PreTrainedTokenizerFast(tokenizer_object=backend, **{key: value for key, value in named.items() if value})
+    options = {key: value for key, value in named.items() if value} | prefix_space(backend)
+    plain = PreTrainedTokenizerFast(tokenizer_object=backend, **options)
     plain.chat_template = getattr(like, "chat_template", None)
     return plain
 
@@ -255,7 +257,7 @@ def _check_version(metadata: Section, path: Path) -> None:
     import transformers
 
     pre, kind = (metadata.get(key) for key in ("tokenizer.ggml.pre", "general.architecture"))
-    if int(transformers.__version__.partition(".")[0]) < 5 and (pre in LISTED or kind in _READ_BY_5):
+    if not is_transformers_5() and (pre in LISTED or kind in _READ_BY_5):
         name = kind if kind in _READ_BY_5 else pre
         what = f"transformers {transformers.__version__} reads the tokenizer of {name!r} differently than llama.cpp"
         raise UserError(Problem(str(path), what, "install transformers 5, or use the model's Hugging Face folder"))

@@ -113,8 +113,8 @@ class GPT2Tokenizer(FastTokenizer):
         super().__init__(tokenizer, dict.fromkeys(("bos", "eos", "pad", "unk"), end))
 
 
-# The tokenizer classes of transformers that use tokenizer.json unchanged.
-_PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""The tokenizer classes of transformers 5 and 4 that use tokenizer.json unchanged."""
 # Keys of tokenizer_config.json that add tokens to those of tokenizer.json.
 _ADDING = ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens")
 
@@ -128,7 +128,7 @@ def read_plain(folder: Path) -> FastTokenizer | None:
     if not all(path.is_file() for path in paths) or (folder / "special_tokens_map.json").exists():
         return None
     config = load_json(paths[0])
-    if config.get("tokenizer_class") not in _PLAIN_CLASSES or any(config.get(key) for key in _ADDING):
+    if config.get("tokenizer_class") not in PLAIN_CLASSES or any(config.get(key) for key in _ADDING):
         return None
     tokenizer = Library.from_buffer(read_bytes(paths[1]))
     tokenizer.no_padding()
@@ -141,6 +141,17 @@ def read_plain(folder: Path) -> FastTokenizer | None:
     special = tuple(sorted((f"{name}_token", token) for name, token in named.items()))
     chat = None if template is None else Chat(template, special)
     return FastTokenizer(tokenizer, {name: added[token] for name, token in named.items()}, chat)
+
+
+def prefix_space(tokenizer: Library) -> dict[str, bool]:
+    """Return the option that keeps a byte-level tokenizer's space before each text, which transformers 4 drops."""
+    return {"add_prefix_space": True} if getattr(tokenizer.pre_tokenizer, "add_prefix_space", False) else {}
+
+
+def prefix_space_in(folder: Path) -> dict[str, bool]:
+    """Return `prefix_space` of the tokenizer.json in a folder; nothing without one."""
+    path = folder / "tokenizer.json"
+    return prefix_space(Library.from_buffer(read_bytes(path))) if path.is_file() else {}
 
 
 def _chat_template(folder: Path, config: Mapping[str, object]) -> str | None:

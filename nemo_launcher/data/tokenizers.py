@@ -14,23 +14,27 @@ from typing import TYPE_CHECKING, Protocol
 
 from nemo_launcher.checkpoint.archive import Archive
 from nemo_launcher.data.chat import Chat
-from nemo_launcher.data.fast_tokenizers import GPT2Tokenizer, check_backend, identity_of, read_plain
+from nemo_launcher.data.fast_tokenizers import (
+    PLAIN_CLASSES,
+    GPT2Tokenizer,
+    check_backend,
+    identity_of,
+    prefix_space_in,
+    read_plain,
+)
 from nemo_launcher.data.tokenizer_folder import check_folder, read_settings
 from nemo_launcher.data.tokenizer_kinds import absent_files, folder_inside, gpt2_members, kind_of, sentencepiece_member
 from nemo_launcher.errors import UserError
 from nemo_launcher.files.foreign import MAX_TEXT_BYTES, reading
 from nemo_launcher.files.temporary import temporary_folder
 from nemo_launcher.files.values import Section, below, whole
+from nemo_launcher.requirements import is_transformers_5
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FIRST_SENTINEL, END_SENTINEL = "<extra_id_0>", "<extra_id_1>"
 """T5's first two sentinels: the place of the answer in the prompt, and what follows the answer."""
-
-
-_PLAIN = "TokenizersBackend"
-"""The class of a plain fast tokenizer in transformers 5."""
 
 
 class Tokenizer(Protocol):
@@ -71,14 +75,15 @@ def from_folder(folder: Path, **options: object) -> PreTrainedTokenizerBase:
     import transformers
 
     reader = transformers.AutoTokenizer
-    if not hasattr(transformers, _PLAIN):  # transformers 4, which does not know all that version 5 writes
+    if not is_transformers_5():  # version 4 does not know all that version 5 writes
         settings = read_settings(folder)
         extra = settings.get("extra_special_tokens")
         if isinstance(extra, list):
             options |= {"extra_special_tokens": {}, "additional_special_tokens": extra}
-        if settings.get("tokenizer_class") == _PLAIN:
+        if settings.get("tokenizer_class") in PLAIN_CLASSES:
             reader = transformers.PreTrainedTokenizerFast
             options.pop("config", None)  # only the choice of a class needs it
+            options |= {} if "gguf_file" in options else prefix_space_in(folder)
     found: PreTrainedTokenizerBase = reader.from_pretrained(
         str(folder), trust_remote_code=False, local_files_only=True, **options
     )

@@ -10,6 +10,7 @@ from nemo_launcher.checkpoint.architectures.registry import ARCHITECTURES
 from nemo_launcher.checkpoint.architectures.rope_keys import older_keys, rope_parameters
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.values import Section
+from nemo_launcher.requirements import is_transformers_5
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -38,7 +39,7 @@ def read_configuration(architecture: str, values: Section, source: str) -> Pretr
     import transformers
 
     config_class = model_class(architecture, source).config_class
-    if int(transformers.__version__.partition(".")[0]) > 4:
+    if is_transformers_5():
         return config_class.from_dict(dict(values))
     kind = ARCHITECTURES[architecture].kind
     given, older = {key: value for key, value in values.items() if key != "rope_parameters"}, older_keys(kind, values)

@@ -41,6 +41,20 @@ def test_ids_are_those_of_tokenizer_json_whatever_class_is_named(tied: Path, tmp
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 0)
 
 
+@pytest.mark.parametrize("named", ["GPT2Tokenizer", "PreTrainedTokenizerFast", "TokenizersBackend"])
+def test_a_space_before_each_text_is_kept(named: str, tied: Path, tmp_path: Path) -> None:
+    """Classes of transformers 4 follow `add_prefix_space` of tokenizer_config.json, which is false by default."""
+    folder = shutil.copytree(tied, tmp_path / "hf")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": named}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    convert(folder, tmp_path / "base.nemo")
+    tokenizer = load_base(tmp_path / "base.nemo").tokenizer
+    assert tokenizer.text_to_ids("river") == tokenizer.text_to_ids(" river")
+
+
 @pytest.mark.parametrize("case", ["pad_token_added", "tokenizer_pretok"])
 def test_cases_that_are_converted(case: str, tmp_path: Path) -> None:
     from tokenizers import Tokenizer

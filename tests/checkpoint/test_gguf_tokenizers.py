@@ -16,10 +16,11 @@ from nemo_launcher.conversion.probe import TEXTS
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
+from nemo_launcher.requirements import is_transformers_5
 from tests.checkpoint.conversions import sentencepiece_model
 from tests.gguf_files import TOKENS
 from tests.gguf_models import SIZES, random_model, write_model
-from tests.versions import is_transformers_5, needs_transformers_5
+from tests.versions import needs_transformers_5
 
 pytestmark = pytest.mark.unit
 

@@ -15,8 +15,8 @@ from nemo_launcher.conversion.convert import convert
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
 from nemo_launcher.families.t5.model import Row
+from nemo_launcher.requirements import is_transformers_5
 from tests import t5
-from tests.versions import is_transformers_5
 
 pytestmark = pytest.mark.unit
 

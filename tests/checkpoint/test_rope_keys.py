@@ -10,7 +10,7 @@ import pytest
 from nemo_launcher.checkpoint.architectures.rope_keys import older_keys, rope_parameters
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.hf_classes import model_class, read_configuration
-from tests.versions import is_transformers_5
+from nemo_launcher.requirements import is_transformers_5
 
 pytestmark = pytest.mark.unit
 

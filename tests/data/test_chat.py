@@ -22,6 +22,7 @@ from nemo_launcher.errors import UserError
 from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.families.gpt.prompts import GPTPromptEncoder
 from tests.caches import gpt_encoder, load, t5_encoder
+from tests.versions import as_saved_by_5
 
 pytestmark = pytest.mark.unit
 
@@ -55,7 +56,7 @@ def _tokenizer(folder: Path, template: str) -> tuple[FastTokenizer, PreTrainedTo
     theirs = PreTrainedTokenizerFast(tokenizer_object=library, bos_token="<s>", eos_token="<|im_end|>")
     theirs.chat_template = template
     theirs.save_pretrained(folder)
-    ours = read_plain(folder)
+    ours = read_plain(as_saved_by_5(folder))
     assert ours is not None
     return ours, theirs
 

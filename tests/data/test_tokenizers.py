@@ -21,6 +21,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.families.base import load_base
 from tests.data.tokenizer_files import archive_with, folder_members
 from tests.engine import TEMPLATE, save_tokenizer, squad_records
+from tests.versions import as_saved_by_5
 
 pytestmark = pytest.mark.unit
 
@@ -176,7 +177,7 @@ def test_without_files_the_way_out_is_told(section: dict[str, Any], tmp_path: Pa
 def saved(folder: Path, changes: dict[str, Any] | None = None) -> Path:
     """Return a tokenizer's folder with a modified configuration."""
     save_tokenizer(folder)
-    path = folder / "tokenizer_config.json"
+    path = as_saved_by_5(folder) / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | (changes or {})))
     return folder
 

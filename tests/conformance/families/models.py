@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from nemo_launcher.requirements import is_transformers_5
 from tests.conformance.families.gpt_models import GPT_FAMILIES, SHAPES
 from tests.conformance.families.multi_modal_models import MULTI_MODAL_FAMILIES, config_of, write
 from tests.conformance.families.tiny import SHAPE, Tiny, of
 from tests.engine import save_tokenizer
-from tests.versions import config_class, hf_config, is_transformers_5
+from tests.versions import config_class, hf_config
 
 _LLAMA3 = {
     "rope_type": "llama3",
