@@ -58,8 +58,8 @@ def evaluate(job: Loaded[Evaluation]) -> None:
     fuses = uses_fused(config.fused_kernels, "fused_kernels", parallel.local_device(), dtype)
     sampling = Sampling.of_job(config.inference)  # reports values out of range before anything is read
     find(config.metrics or ())  # so does this for names of metrics
-    num_ranks = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
-    problems = split_model_problems(config.metrics or (), num_ranks, "metrics")
+    sizes = ParallelSizes.of(config)
+    problems = split_model_problems(config.metrics or (), sizes.tensor * sizes.pipeline, "metrics")
     if problems:
         raise UserError(problems)
     check_same(lambda: _values_of_rank(job))
@@ -73,12 +73,7 @@ def evaluate(job: Loaded[Evaluation]) -> None:
     columns = recipe.columns if config.fields is None else config.fields
     labels = find_labels(config.data_paths, config.ground_truth_file_path, templates, only_task=only, columns=columns)
     print(f"loading the base model {config.language_model_path}", flush=True)
-    base = load_base(
-        config.language_model_path,
-        dtype=dtype,
-        sizes=ParallelSizes.of(config),
-        family=config.run.model_family,
-    )
+    base = load_base(config.language_model_path, dtype=dtype, sizes=sizes, family=config.run.model_family)
     set_fused(base.model, fuses)
     check_adapter(adapter_config, adapter_state, base, config.adapter_model_file)
     if config.nemo_compat:
