@@ -8,9 +8,10 @@ import re
 import pytest
 
 from docs.tools.sizes import MODELS
+from nemo_launcher.adapters.settings import OPTIMIZER_BYTES
 from nemo_launcher.data import batching, cache
 from nemo_launcher.data.sampled_lengths import FIRST_RECORDS, READ_BYTES
-from nemo_launcher.launcher.memory import GRADIENT_BYTES, LIBRARY_BYTES, OPTIMIZER_BYTES, PROCESS_BYTES
+from nemo_launcher.launcher.memory import GRADIENT_BYTES, LIBRARY_BYTES, PROCESS_BYTES
 from nemo_launcher.training import calibration
 from tests.documents import TEXTS
 

@@ -27,6 +27,8 @@ WITHOUT_BLOCK = "ia3"
 """The method of a configuration without `adapter_tuning`, as in NeMo 1.20."""
 FEW_STEPS = 200
 """The number of optimizer steps up to which a training has few."""
+OPTIMIZER_BYTES = 12
+"""Bytes per adapter parameter: the weight and Adam's two moments in fp32."""
 Probability = Annotated[float, Bounds(minimum=0, below=1, example=0.1)]
 InitMethod = Literal["xavier", "zero", "normal"]
 """NeMo's names of initialization methods; see adapters/linear.py."""

@@ -127,9 +127,9 @@ class Collate:
     def _cut(self, samples: Sequence[Sample], concurrency: Concurrency) -> list[list[int]]:
         if self.keep_groups and self.share_prefix:
             return cut_by_prefix_trees(samples, self.layout, concurrency, self.ranks, self.traversal)
-        if self.keep_groups and self.layout.row_tokens is not None:
+        if self.keep_groups and (self.layout.row_tokens or self.layout.costs.fitting_tokens) is not None:
             longest = max(sample.num_input_tokens for sample in samples)
-            limit = min(self.layout.row_tokens, concurrency.size * longest)
+            limit = min(self.layout.row_tokens or math.inf, self.layout.most_tokens(concurrency.size, longest))
             cuts = [cut_evenly(samples, limit, shares) for shares in {1, self.ranks * concurrency.workers}]
             return min(cuts, key=lambda cut: self._expected(self._rows(cut, samples, concurrency), concurrency))
         return cut_by_prefix(samples, concurrency.size, share_prefix=self.share_prefix)
@@ -185,7 +185,7 @@ def cut_by_prefix(samples: Sequence[Sample], size: int, *, share_prefix: bool = 
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def cut_evenly(samples: Sequence[Sample], row_tokens: int, shares: int) -> list[list[int]]:
+def cut_evenly(samples: Sequence[Sample], row_tokens: float, shares: int) -> list[list[int]]:
     """Cut samples (indices) without sharing into rows of about as many tokens each, at most `row_tokens`.
 
     The number of rows is a multiple of `shares`, unless each sample has a row of its own. Longer samples stay whole.
@@ -207,11 +207,11 @@ def cut_by_prefix_trees(
 ) -> list[list[int]]:
     """Cut samples (indices) into micro-batches that repeat as few prefixes as balanced workers allow.
 
-    Samples of a tree stay together unless they have more tokens, or more tokens in the loss, than `concurrency.size` of
-    the longest samples. Samples without a common prefix are combined up to `layout.row_tokens` tokens (None: as many as
-    a tree may have). Trees are cut further if that reduces the cost of the worker with most to do. concurrency: by
-    default the first choice of the layout. traversal: depth leaves trees whole, or cuts them once for each worker; auto
-    does so if it is predicted to be faster.
+    Samples of a tree stay together unless they have more tokens, or more tokens in the loss, than Layout.most_tokens.
+    Samples without a common prefix are combined up to `layout.row_tokens` tokens (None: as many as a tree may have).
+    Trees are cut further if that reduces the cost of the worker with most to do. concurrency: by default the first
+    choice of the layout. traversal: depth leaves trees whole, or cuts them once for each worker; auto does so if it is
+    predicted to be faster.
     """
     concurrency = concurrency or layout.choices[0]
     trees = prefix_trees([sample.input_ids for sample in samples])
@@ -224,7 +224,7 @@ def cut_by_prefix_trees(
         rows = [rule.rows(inside) if inside else [part.tokens] for part, inside in zip(cut, deep, strict=True)]
         return concurrency.largest_share(rows, ranks, layout.costs)
 
-    limits = _limits(trees, samples, concurrency.size, shares)
+    limits = _limits(trees, samples, layout, concurrency.size, shares)
     best = min((_cut(trees, samples, limit, min(limit, fill)) for limit in limits), key=largest_share)
     if any(tree.num_tokens() > rule.limit for tree in trees) or traversal == "depth":
         deep = min((_cut(trees, samples, *pair) for pair in rule.limits(trees, samples, shares)), key=largest_share)
@@ -233,10 +233,12 @@ def cut_by_prefix_trees(
     return [part.members for part in best]
 
 
-def _limits(trees: Sequence[PrefixTree], samples: Sequence[Sample], size: int, shares: int) -> list[float]:
+def _limits(
+    trees: Sequence[PrefixTree], samples: Sequence[Sample], layout: Layout, size: int, shares: int
+) -> list[float]:
     """Return candidate limits for the tokens of a part: what fits into memory, and less if the work is shared."""
     longest = max(len(sample.input_ids) for sample in samples)
-    limits = [float(size * longest)]
+    limits = [layout.most_tokens(size, longest)]
     if shares > 1:
         while limits[-1] / 2 >= longest:
             limits.append(limits[-1] / 2)

@@ -20,6 +20,8 @@ _MIN_SAMPLES = 4
 # shorter rows make small matrices, longer ones exceed the cache and take more memory without a gain. A T5's rows are
 # twice as long: each row reads the weights of both stacks, those of the decoder for a few tokens only.
 _ROW_BYTES = 2048
+# Tokens of a row that keep a GPU busy: longer rows take more memory without a gain.
+_FULL_ROW = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,20 @@ class Layout:
             row_tokens=stacks * _ROW_BYTES // element_bytes,
         )
 
+    def most_tokens(self, size: int, longest: int) -> float:
+        """Return the maximum number of tokens of a micro-batch: those of `size` of the longest samples.
+
+        Where it is known what fits into the memory of a GPU, that, but no more than the GPU needs to be busy.
+        """
+        most = float(size * longest)
+        if self.costs.fitting_tokens is None:
+            return most
+        return max(longest, min(self.costs.fitting_tokens, max(most, _FULL_ROW)))
+
     def calibrated(self, costs: RowCosts) -> Layout:
         """Return the layout with measured costs. It then has a choice of each concurrency that was measured."""
+        if costs.fitting_tokens is not None:
+            return replace(self, costs=costs)
         if not costs.is_calibrated or not costs.has(self.choices[0].threads):
             return self
         choices = [choice for choice in self.possible() if costs.has(choice.threads)]

@@ -27,16 +27,17 @@ class DepthRule:
     def of(cls, samples: Sequence[Sample], layout: Layout, concurrency: Concurrency, traversal: Traversal) -> DepthRule:
         """Return the rule for the samples of a global batch.
 
-        A path of rows needs no more memory than a micro-batch of `concurrency.size` of the longest samples, and a row
-        has no more than `layout.row_tokens`. With `depth` every tree that is longer than a row and than the longest
+        A path of rows needs no more memory than the largest micro-batch (Layout.most_tokens), and a row has no more
+        than `layout.row_tokens`. With `depth` every tree that is longer than a row and than the longest
         sample is executed depth-first; with `auto` only trees that would not fit into such a micro-batch.
         """
         if traversal == "breadth":
             return cls(math.inf, math.inf)
         longest = max(len(sample.input_ids) for sample in samples)
-        beside_prefix = (concurrency.size - PREFIX_MEMORY) * longest
+        most = layout.most_tokens(concurrency.size, longest)
+        beside_prefix = most - PREFIX_MEMORY * longest
         row_tokens = max(1.0, min(beside_prefix, layout.row_tokens or beside_prefix))
-        return cls(row_tokens, max(row_tokens, longest) if traversal == "depth" else concurrency.size * longest)
+        return cls(row_tokens, max(row_tokens, longest) if traversal == "depth" else most)
 
     def applies(self, samples: Sequence[Sample]) -> bool:
         """Return whether a micro-batch of these samples is executed depth-first."""

@@ -21,7 +21,7 @@ from nemo_launcher.data.sampled_lengths import Lengths
 from nemo_launcher.launcher import automatic
 from nemo_launcher.launcher.activations import Device
 from nemo_launcher.launcher.base_sizes import base_of, stacks_of
-from nemo_launcher.launcher.memory import OPTIMIZER_BYTES, Base, backward_layers, packs_bf16, peak_bytes
+from nemo_launcher.launcher.memory import Base, backward_layers, packs_bf16, peak_bytes
 from nemo_launcher.launcher.probe import LaunchProbe
 from nemo_launcher.launcher.row_sizes import StepRows, longest_possible, num_threads, step_rows
 from nemo_launcher.launcher.stage import Stage
@@ -89,7 +89,7 @@ def bytes_left(stage: Stage, probe: LaunchProbe) -> int | None:
     if not isinstance(stage, Learning) or not stacks:
         return None
     kept = max(stage.section.exp_manager.checkpoint_callback_params.save_top_k, 0) + 1  # and the last
-    return trainable_parameters(stage, stacks) * (kept * OPTIMIZER_BYTES + ARCHIVE_BYTES)
+    return trainable_parameters(stage, stacks) * (kept * settings.OPTIMIZER_BYTES + ARCHIVE_BYTES)
 
 
 def base_length(stage: Learning, probe: LaunchProbe) -> int | None:

@@ -12,17 +12,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from nemo_launcher.adapters.settings import Settings
+from nemo_launcher.adapters.settings import OPTIMIZER_BYTES, Settings
 from nemo_launcher.checkpoint.outline import StackSizes
 from nemo_launcher.launcher.activations import Device, cross_elements, layer_elements, working_elements
-from nemo_launcher.megatron.sizes import tokens_with_logits
+from nemo_launcher.megatron.sizes import LOGIT_BYTES, tokens_with_logits
 
-OPTIMIZER_BYTES = 12
-"""Bytes per adapter parameter: the weight and Adam's two moments in fp32."""
 GRADIENT_BYTES = 8
 """Bytes per adapter parameter: its gradient, and that of the micro-batch that is added to it (training.step)."""
-LOGIT_BYTES = 12
-"""Bytes per logit at the start of the backward pass: log-probability and two gradients in fp32 (families.head)."""
 PROCESS_BYTES = 440 << 20
 """Resident bytes on a CPU of the interpreter with torch, Megatron-core and Lightning, before the base is loaded."""
 LIBRARY_BYTES = 30 << 20

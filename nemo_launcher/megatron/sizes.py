@@ -14,6 +14,9 @@ from nemo_launcher.files.values import Section, whole
 MAX_LOGITS = 2**25
 """The number of logits that are in memory at a time, unless those of one token are more: 128 MiB in fp32."""
 
+LOGIT_BYTES = 12
+"""Bytes per logit at the start of the backward pass: log-probability and two gradients in fp32 (families.head)."""
+
 
 def tokens_with_logits(vocabulary: float) -> int:
     """Return the number of tokens whose logits are in memory at a time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import re
+from collections.abc import Callable
 
 from nemo_launcher.errors import Problem, UserError
 
@@ -36,6 +37,24 @@ def gpu_size() -> str:
     if not torch.cuda.is_available():  # a test
         return "the GPU's memory"
     return f"the GPU's {torch.cuda.mem_get_info()[1] / 2**30:.0f} GiB"
+
+
+def free_bytes() -> int:
+    """Return the memory of this process's GPU that nothing uses, with what torch keeps for later allocations."""
+    import torch
+
+    kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return torch.cuda.mem_get_info()[0] + kept
+
+
+def peak_of(function: Callable[[], object]) -> int:
+    """Return the most bytes that torch allocates on the GPU while the function runs, beyond those before."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def check_weights(needed: int, where: str) -> None:

@@ -46,6 +46,8 @@ class RowCosts:
     """The numbers of tokens measured, ascending; empty for the fixed rules."""
     seconds: Mapping[int, tuple[float, ...]] | None = None
     """Seconds of a row of each length, by the number of threads that run it while others run rows beside it."""
+    fitting_tokens: int | None = None
+    """About the number of tokens of a row that fit into the memory of the GPU; None if unknown, or on a CPU."""
 
     @property
     def is_calibrated(self) -> bool:
@@ -73,7 +75,8 @@ class RowCosts:
     def as_dict(self) -> dict[str, object]:
         """Return plain values, for a checkpoint or a cache file."""
         seconds = {str(threads): list(row) for threads, row in (self.seconds or {}).items()}
-        return {"lengths": list(self.lengths), "seconds": seconds}
+        fitting = {} if self.fitting_tokens is None else {"fitting_tokens": self.fitting_tokens}
+        return {"lengths": list(self.lengths), "seconds": seconds, **fitting}
 
     @classmethod
     def from_dict(cls, values: object) -> RowCosts | None:
@@ -82,7 +85,8 @@ class RowCosts:
             return None
         lengths, seconds = values.get("lengths"), values.get("seconds")
         if lengths == [] and seconds == {}:
-            return FIXED
+            fitting = values.get("fitting_tokens")
+            return FIXED if fitting is None else cls(fitting_tokens=fitting) if _is_length(fitting) else None
         if not _is_ascending(lengths) or not isinstance(seconds, dict) or not seconds:
             return None
         if not all(_is_count(threads) and _are_seconds(row, len(lengths)) for threads, row in seconds.items()):
@@ -97,9 +101,13 @@ def _is_ascending(lengths: object) -> TypeGuard[list[int]]:
     return (
         isinstance(lengths, list)
         and len(lengths) > 1
-        and all(type(length) is int and 0 < length <= _MAX_TOKENS for length in lengths)
+        and all(map(_is_length, lengths))
         and all(first < second for first, second in pairwise(lengths))
     )
+
+
+def _is_length(tokens: object) -> TypeGuard[int]:
+    return type(tokens) is int and 0 < tokens <= _MAX_TOKENS
 
 
 def _is_count(threads: object) -> bool:

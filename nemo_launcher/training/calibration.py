@@ -9,22 +9,22 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nemo_launcher.data.batching import GlobalBatch
 from nemo_launcher.data.layout import Concurrency, Layout
-from nemo_launcher.data.samples import Batch
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base
 from nemo_launcher.files.foreign import first_line
 from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.sizes import described_sizes
 from nemo_launcher.runtime import ranks
+from nemo_launcher.runtime.gpu_memory import gpu_size
 from nemo_launcher.runtime.row_costs import FIXED, Calibration, RowCosts, cpu_name
-from nemo_launcher.training.loss import TrainingLoss
-from nemo_launcher.training.step import run_side_by_side
+from nemo_launcher.training.random_rows import cleared_gradients, random_row, run_rows
+from nemo_launcher.training.row_memory import fitting_tokens
 
 _LENGTHS = (16, 64, 256, 1024)  # tokens of the rows
 _SAMPLE_TOKENS, _ANSWER_TOKENS = 16, 2
@@ -38,11 +38,16 @@ def calibrated_layout(base: Base, layout: Layout, method: str, tokens: float) ->
     """Return the layout with this machine's costs of rows, from the cache or measured now. All ranks must call this.
 
     method: the adapter method. tokens: those of all samples that will be trained; if there are few, nothing is
-    measured. Neither is it on a GPU or in a model split over ranks, whose micro-batches run one after the other. If
-    measuring fails, or an earlier process was killed by it, the fixed rules apply.
+    measured. Neither is it in a model split over ranks, whose micro-batches run one after the other. If measuring
+    fails, or an earlier process was killed by it, the fixed rules apply. On a GPU, the rows that fit are measured.
     """
-    if base.device.type != "cpu" or parallel.tensor_size() > 1 or parallel.pipeline_size() > 1:
+    if parallel.tensor_size() > 1 or parallel.pipeline_size() > 1:
         return layout
+    if base.device.type != "cpu":
+        fitting = fitting_tokens(base)
+        if fitting is not None:
+            print(f"about {fitting:,} tokens of a row fit into {gpu_size()}", flush=True)
+        return layout.calibrated(replace(FIXED, fitting_tokens=fitting))
     found = ranks.broadcast_from_rank_zero(lambda: _costs(base, layout, method, tokens).as_dict())
     return layout.calibrated(RowCosts.from_dict(found) or FIXED)
 
@@ -109,7 +114,7 @@ def measured_costs(base: Base, layout: Layout) -> RowCosts:
     seconds: dict[int, list[float]] = {threads: [] for threads in choices}
     parameters = [parameter for parameter in base.model.parameters() if parameter.requires_grad]
     start = time.perf_counter()
-    with _few_layers(base) as factor, _cleared_gradients(parameters):
+    with _few_layers(base) as factor, cleared_gradients(parameters):
         for place, length in enumerate(_LENGTHS):
             spent = time.perf_counter() - start
             if place > 1 and spent + _expected(seconds, place) / factor > _SECONDS:
@@ -120,16 +125,6 @@ def measured_costs(base: Base, layout: Layout) -> RowCosts:
                 seconds[threads].append(factor * _seconds_of_rows(base, length, choice))
     lengths = _LENGTHS[: min(map(len, seconds.values()))]
     return RowCosts(lengths, {threads: _ascending(row) for threads, row in seconds.items()})
-
-
-@contextlib.contextmanager
-def _cleared_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Clear the gradients at the end, also of rows that failed: the training's first step adds to what is there."""
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.grad = None
 
 
 def _expected(seconds: Mapping[int, Sequence[float]], place: int) -> float:
@@ -145,41 +140,18 @@ def _ascending(row: list[float]) -> tuple[float, ...]:
 
 def _seconds_of_rows(base: Base, length: int, choice: Concurrency) -> float:
     """Return the seconds of one row of `length` tokens for each worker."""
-    rows = [_row(base, length, seed) for seed in range(choice.workers)]
-    batch = GlobalBatch(
-        micro_batches=rows,
-        num_micro_batches=len(rows),
-        num_samples=1,
-        answer_tokens=sum(row.labels.numel() for row in rows),
-        sample_tokens=0,
-        workers=choice.workers,
-        costs=[1.0] * len(rows),
-    )
-
-    def loss_of(hidden: Tensor, micro: Batch) -> Tensor:
-        return TrainingLoss().share(base.model, hidden, micro, batch)
+    rows = [
+        random_row(base, length, seed, sample_tokens=_SAMPLE_TOKENS, answer_tokens=_ANSWER_TOKENS)
+        for seed in range(choice.workers)
+    ]
 
     def seconds() -> float:
         start = time.perf_counter()
-        run_side_by_side(base.model, batch, loss_of, backward=True, seed=0)
+        run_rows(base, rows)
         return time.perf_counter() - start
 
     seconds()  # packs weights and compiles products
     return min(seconds() for _ in range(_ROUNDS))
-
-
-def _row(base: Base, length: int, seed: int) -> Batch:
-    """Return random samples in a row of `length` tokens."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def ids(count: int) -> list[int]:
-        return torch.randint(0, base.tokenizer.vocab_size, (count,), generator=generator).tolist()
-
-    samples = [
-        base.family.make_sample(ids(_SAMPLE_TOKENS - _ANSWER_TOKENS + 1), ids(_ANSWER_TOKENS))
-        for _ in range(length // _SAMPLE_TOKENS)
-    ]
-    return base.family.pack(samples, share_prefix=False)
 
 
 @contextlib.contextmanager
