@@ -24,7 +24,7 @@ from nemo_launcher.runtime.startup import quick_imports
 with quick_imports():
     import torch
 
-    from benchmarks import gpu_jobs, gpu_operators, gpu_parity, gpu_peers, gpu_speed
+    from benchmarks import gpu_jobs, gpu_memory, gpu_operators, gpu_parity, gpu_peers, gpu_speed
     from benchmarks.gpu_models import Bench, Row
     from nemo_launcher.files.atomic import write_text
     from nemo_launcher.megatron import parallel
@@ -38,6 +38,7 @@ SECTIONS = {
     "attention": gpu_speed.attention,
     "training": gpu_speed.training,
     "peers": gpu_peers.peers,
+    "memory": gpu_memory.memory,
     "generation": gpu_speed.generation,
     "jobs": gpu_jobs.jobs,
     "utilization": gpu_speed.utilization,

@@ -138,6 +138,16 @@ def smollm(bench: Bench) -> GPTShape:
     return gpt_shape(2, 64, 128, 4, 2) if bench.small else gpt_shape(30, 576, 1536, 9, 3, 49152)
 
 
+def large_shapes(bench: Bench) -> dict[str, GPTShape]:
+    """Return the shapes of larger models."""
+    if bench.small:
+        return {"Llama, 1.7B": gpt_shape(2, 64, 128, 4, 4)}
+    return {
+        "Llama, 1.7B": gpt_shape(24, 2048, 8192, 32, 32, 49152),
+        "Llama-3-8B": gpt_shape(32, 4096, 14336, 32, 8, 128256),
+    }
+
+
 def t5_shape(layers: int) -> T5Shape:
     """Return the shape of a small T5."""
     sizes = {"num_layers": layers, "hidden_size": 512, "ffn_hidden_size": 1024, "num_attention_heads": 8}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PEFT's rate on the same samples; a section of benchmarks/gpu.py."""
+"""Our rate and PEFT's on the same samples; a section of benchmarks/gpu.py."""
 
 from __future__ import annotations
 
@@ -9,23 +9,43 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_models import Bench, Row, attempt, questions, smollm
+from benchmarks.gpu_models import Bench, Row, Trained, attempt, batch_of, large_shapes, questions, smollm
+from nemo_launcher.families.gpt.shape import GPTShape
+from nemo_launcher.megatron.attention import set_attention_backend
+from nemo_launcher.megatron.fused import set_fused
+from nemo_launcher.megatron.fused_check import fused_error
 
 
 def peers(bench: Bench) -> Iterator[Row]:
-    """Yield the rates of PEFT's IA3 with transformers, in random batches of 8 and 64, and with Liger where it imports.
+    """Yield the rates of IA3 on the samples of `training`: ours, and PEFT's with transformers.
 
-    The samples are those of `training`.
+    PEFT's batches are random, of 8 and 64, with Liger where it imports. The epoch includes the optimizer.
     """
     samples = questions(2 if bench.small else 28)
-    for fused in (False, True):
-        for size in (8, 64):
-            yield from attempt(
-                lambda fused=fused, size=size: _peer(bench, samples, size, fused=fused), liger=fused, batch=size
-            )
+    large, shape = next(iter(large_shapes(bench).items()))
+    shapes = {"SmolLM2-135M": smollm(bench), large: shape}
+    for name, shape in shapes.items():
+        yield from attempt(lambda shape=shape: _ours(bench, shape, samples), model=name, of="ours")
+    for fused in (False, True):  # Liger changes the classes of transformers
+        for name, shape in shapes.items():
+            for size in (8, 64):
+                yield from attempt(
+                    lambda fused=fused, size=size, shape=shape: _peer(bench, shape, samples, size, fused=fused),
+                    model=name,
+                    of="PEFT, Liger" if fused else "PEFT",
+                    batch=size,
+                )
 
 
-def _peer(bench: Bench, samples: Sequence[Any], size: int, *, fused: bool) -> Row:
+def _ours(bench: Bench, shape: GPTShape, samples: Sequence[Any]) -> Row:
+    trained = Trained(shape, "ia3", bench.dtype, bench.device)
+    set_attention_backend(trained.model, "auto")
+    set_fused(trained.model, bench.is_gpu and fused_error(bench.device, bench.dtype) is None)
+    batch = batch_of(list(samples), bench.device)
+    return {"sample_tokens_per_second": batch.sample_tokens / bench.seconds(trained.step(batch), warm=1, rounds=3)}
+
+
+def _peer(bench: Bench, shape: GPTShape, samples: Sequence[Any], size: int, *, fused: bool) -> Row:
     from peft import IA3Config, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -33,7 +53,6 @@ def _peer(bench: Bench, samples: Sequence[Any], size: int, *, fused: bool) -> Ro
         from liger_kernel.transformers import apply_liger_kernel_to_llama  # type: ignore[import-not-found]
 
         apply_liger_kernel_to_llama()
-    shape = smollm(bench)
     config = LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -46,7 +65,9 @@ def _peer(bench: Bench, samples: Sequence[Any], size: int, *, fused: bool) -> Ro
     )
     modules = ["k_proj", "v_proj", "down_proj"]
     ia3 = IA3Config(target_modules=modules, feedforward_modules=modules[2:], task_type="CAUSAL_LM")
-    model = get_peft_model(LlamaForCausalLM(config).to(bench.device, bench.dtype), ia3)
+    with bench.device:
+        base = LlamaForCausalLM(config).to(bench.dtype)
+    model = get_peft_model(base, ia3)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     order = random.Random(1).sample(samples, len(samples))
 

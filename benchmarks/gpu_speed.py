@@ -19,7 +19,7 @@ from benchmarks.gpu_models import (
     Trained,
     attempt,
     batch_of,
-    gpt_shape,
+    large_shapes,
     questions,
     random_model,
     smollm,
@@ -37,15 +37,6 @@ from nemo_launcher.megatron.attention import PackedAttention, set_attention_back
 from nemo_launcher.megatron.attention_plan import AttentionPlan, Group
 from nemo_launcher.megatron.compilation import set_torch_compile
 from nemo_launcher.megatron.fused import set_fused
-
-
-def _large(bench: Bench) -> dict[str, GPTShape]:
-    if bench.small:
-        return {"Llama, 1.7B": gpt_shape(2, 64, 128, 4, 4)}
-    return {
-        "Llama, 1.7B": gpt_shape(24, 2048, 8192, 32, 32, 49152),
-        "Llama-3-8B": gpt_shape(32, 4096, 14336, 32, 8, 128256),
-    }
 
 
 def matrix_rate(bench: Bench, rows: int, inner: int, columns: int) -> float:
@@ -184,11 +175,11 @@ def _new_lengths(bench: Bench, shape: GPTShape, contexts: int, backend: str) -> 
 
 
 def utilization(bench: Bench) -> Iterator[Row]:
-    """Yield the share of the matrix rate that products with frozen weights reach, without shared prefixes."""
+    """Yield the share of the matrix rate that a training reaches, without shared prefixes."""
     n = 256 if bench.small else 8192
     peak = matrix_rate(bench, n, n, n)
     length, count = (64, 2) if bench.small else (4096, 2)
-    for name, shape in _large(bench).items():
+    for name, shape in large_shapes(bench).items():
         batch = batch_of(unrelated(count, length, length // 32), bench.device)
         for method, kernels in (("ia3", "torch"), ("ia3", "liger"), ("adapter", "liger"), ("lora", "liger")):
 
@@ -197,18 +188,27 @@ def utilization(bench: Bench) -> Iterator[Row]:
             ) -> Row:
                 trained = Trained(shape, method, bench.dtype, bench.device)
                 row = _measured(bench, trained, batch, "flex", kernels=kernels)
-                rate = _layer_flops(shape) * batch.computed_tokens / (row["step_ms"] / 1e3) / 1e12
-                tokens = batch.computed_tokens / (row["step_ms"] / 1e3)
-                return row | {"tokens_per_second": tokens, "share": rate / peak, "matrix_tflops": peak}
+                seconds = row["step_ms"] / 1e3
+                rate = _flops(shape, batch, length) / seconds / 1e12
+                return row | {
+                    "tokens_per_second": batch.computed_tokens / seconds,
+                    "share": rate / peak,
+                    "matrix_tflops": peak,
+                }
 
             yield from attempt(measured, model=name, method=method, kernels=kernels)
 
 
-def _layer_flops(shape: GPTShape) -> float:
-    """Return the FLOPs per token of products with frozen weights: forward, and the gradient of the input."""
+def _flops(shape: GPTShape, batch: GlobalBatch, length: int) -> float:
+    """Return the FLOPs of a step on samples of `length` tokens, without what is computed twice.
+
+    Of a frozen weight these are 4 a token: forward, and the gradient of the input. Causal attention has half of 2
+    products forward and 4 backward. The head runs for tokens with labels alone.
+    """
     heads, keys = (count * shape.kv_channels for count in (shape.num_attention_heads, shape.num_query_groups))
     weights = shape.hidden_size * (2 * heads + 2 * keys + 3 * shape.ffn_hidden_size)
-    return 4.0 * shape.num_layers * weights
+    layers = shape.num_layers * (4.0 * weights + 6.0 * length * heads)
+    return batch.computed_tokens * layers + 4.0 * batch.answer_tokens * shape.hidden_size * shape.vocab_size
 
 
 def generation(bench: Bench) -> Iterator[Row]:
