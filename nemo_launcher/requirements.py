@@ -51,7 +51,12 @@ def check_libraries() -> None:
 
 def is_transformers_5() -> bool:
     """Return whether transformers is version 5 or later, whose configurations and tokenizers differ from version 4."""
-    return _numbers(_version("transformers")) >= (5,)
+    return is_at_least("transformers", "5")
+
+
+def is_at_least(name: str, version: str) -> bool:
+    """Return whether a library is installed in a version or a later one."""
+    return _numbers(_version(name)) >= _numbers(version)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

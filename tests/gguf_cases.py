@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel
 
-from nemo_launcher.requirements import is_transformers_5
+from nemo_launcher.checkpoint.gguf_tokens import AS_LLAMA_CPP
+from nemo_launcher.requirements import is_at_least
 from tests.gguf_models import SIZES, random_model, write_model
 from tests.versions import hf_config
 
@@ -142,8 +143,8 @@ CASES: dict[str, Case] = {
 def written(case: Case, path: Path) -> PreTrainedModel:
     """Write a random model of a case; return it."""
     kind, config, changes, keys = case
-    if kind in ("gemma2", "gemma3", "phi3") and not is_transformers_5():
-        pytest.skip("transformers 4 reads its tokenizer with other settings")
+    if kind in ("gemma2", "gemma3", "phi3") and not is_at_least("transformers", AS_LLAMA_CPP):
+        pytest.skip(f"transformers before {AS_LLAMA_CPP} reads its tokenizer with other settings")
     model = random_model(hf_config(config.removesuffix("Config"), **SIZES | changes))
     longrope = "longrope" in str(changes)
     write_model(path, model, kind, keys, FACTORS if longrope else None)

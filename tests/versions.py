@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nemo_launcher.checkpoint.architectures.rope_keys import older_keys
-from nemo_launcher.requirements import is_transformers_5
+from nemo_launcher.requirements import is_at_least, is_transformers_5
 
 
 def hf_config(prefix: str, **options: Any) -> Any:
@@ -39,6 +39,13 @@ def in_keys_of_installed(prefix: str, options: dict[str, Any]) -> dict[str, Any]
     return others | older_keys(config_class(prefix).model_type, options)
 
 
+def load_t5(folder: Path) -> Any:
+    """Load a T5, MT5 or UMT5 with eager attention: that of a UMT5 in transformers 5.17 is not causal otherwise."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
 def as_saved_by_5(folder: Path) -> Path:
     """Rewrite the files of a saved fast tokenizer as transformers 5 saves them; version 4 writes its tokens twice."""
     (folder / "special_tokens_map.json").unlink(missing_ok=True)
@@ -49,6 +56,6 @@ def as_saved_by_5(folder: Path) -> Path:
     return folder
 
 
-def needs_transformers_5(why: str) -> pytest.MarkDecorator:
-    """Return a mark that skips a test with transformers 4. why: what version 4 lacks, which the summary tells."""
-    return pytest.mark.skipif(not is_transformers_5(), reason=f"transformers {why}")
+def needs_transformers(version: str, why: str) -> pytest.MarkDecorator:
+    """Return a mark that skips a test with a version before one. why: what those lack, which the summary tells."""
+    return pytest.mark.skipif(not is_at_least("transformers", version), reason=f"transformers before {version} {why}")

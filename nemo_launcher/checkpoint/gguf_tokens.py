@@ -22,6 +22,8 @@ LISTED = (
     *("llama4", "kanana2", "talkie", "minimax-m2"),
 )
 """Values of `tokenizer.ggml.pre` with a regular expression in transformers."""
+AS_LLAMA_CPP = "5.18"
+"""The first version of transformers that reads tokenizers of the values above, and some others, as llama.cpp does."""
 IGNORE_MERGES = (*("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"),)
 """Values of `tokenizer.ggml.pre` with which a word that is a token stays whole, whatever the merges (llama.cpp)."""
 SPECIAL = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}

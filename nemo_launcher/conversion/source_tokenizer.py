@@ -13,6 +13,7 @@ from nemo_launcher.checkpoint.archive import TOKENIZER_FOLDER
 from nemo_launcher.checkpoint.gguf_model import GGUFModel
 from nemo_launcher.checkpoint.gguf_tokens import (
     AS_GPT2,
+    AS_LLAMA_CPP,
     DIGITS,
     IGNORE_MERGES,
     LISTED,
@@ -29,7 +30,7 @@ from nemo_launcher.errors import Problem, UserError, json_kind
 from nemo_launcher.files.foreign import load_json, parse_json, quiet_panics, reading
 from nemo_launcher.files.temporary import temporary_folder
 from nemo_launcher.files.values import Section, whole
-from nemo_launcher.requirements import is_transformers_5
+from nemo_launcher.requirements import is_at_least
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,8 +41,8 @@ MAX_ID = 1 << 24
 """Maximum token id, sixty times that of the largest vocabularies."""
 _SAVED_BYTES = 64 << 20
 """Size of the largest tokenizer's files, with 256,000 tokens."""
-_READ_BY_5 = ("gemma2", "gemma3", "phi3")
-"""Architectures of GGUF files whose tokenizer transformers 4 reads with other settings."""
+_OTHERWISE = ("gemma2", "gemma3", "phi3")
+"""Architectures of GGUF files whose tokenizer transformers before AS_LLAMA_CPP reads with other settings."""
 _NAMED = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 
 
@@ -253,14 +254,16 @@ def _of_gguf(model: GGUFModel) -> PreTrainedTokenizerBase:
 
 
 def _check_version(metadata: Section, path: Path) -> None:
-    """Raise UserError for tokenizers that transformers 4 does not read as llama.cpp does."""
+    """Raise UserError for tokenizers that an older transformers does not read as llama.cpp does."""
     import transformers
 
     pre, kind = (metadata.get(key) for key in ("tokenizer.ggml.pre", "general.architecture"))
-    if not is_transformers_5() and (pre in LISTED or kind in _READ_BY_5):
-        name = kind if kind in _READ_BY_5 else pre
+    if not is_at_least("transformers", AS_LLAMA_CPP) and (pre in LISTED or kind in _OTHERWISE):
+        name = kind if kind in _OTHERWISE else pre
         what = f"transformers {transformers.__version__} reads the tokenizer of {name!r} differently than llama.cpp"
-        raise UserError(Problem(str(path), what, "install transformers 5, or use the model's Hugging Face folder"))
+        raise UserError(
+            Problem(str(path), what, f"install transformers {AS_LLAMA_CPP}, or use the model's Hugging Face folder")
+        )
 
 
 def _token(metadata: Section, key: str) -> str | None:

@@ -23,7 +23,7 @@ from nemo_launcher.families.base import load_base
 from tests import forms
 from tests.checkpoint.conversions import sentencepiece_model
 from tests.methods import model_section
-from tests.versions import needs_transformers_5
+from tests.versions import needs_transformers
 
 pytestmark = pytest.mark.unit
 
@@ -136,7 +136,7 @@ def test_a_tokenizer_with_other_ids_is_left_out(
     assert not any("token" in path.name for path in (tmp_path / "out").iterdir())
 
 
-@needs_transformers_5("4 gives the same ids")
+@needs_transformers("5", "gives the same ids")
 def test_a_tokenizer_that_transformers_reads_otherwise_is_left_out(tmp_path: Path) -> None:
     """transformers splits spaces and line breaks otherwise than this SentencePiece model."""
     section = {"library": "sentencepiece", "type": None, "model": "nemo:tokenizer.model"}

@@ -26,7 +26,7 @@ from tests.checkpoint.conversions import Weights, assert_refused, changed, store
 from tests.engine import save_llama
 from tests.shared import shared_path
 from tests.t5 import save_t5
-from tests.versions import needs_transformers_5
+from tests.versions import needs_transformers
 
 pytestmark = pytest.mark.unit
 
@@ -158,7 +158,7 @@ def test_code_in_pytorch_model_bin_is_refused(tied: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "executed").exists()
 
 
-@needs_transformers_5("4 dequantizes FP8 on GPUs alone")
+@needs_transformers("5", "dequantizes FP8 on GPUs alone")
 def test_fp8_in_blocks_gives_transformers_numbers(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

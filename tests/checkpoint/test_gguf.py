@@ -18,6 +18,7 @@ import torch
 from nemo_launcher.checkpoint.archive import read_config
 from nemo_launcher.checkpoint.gguf_file import BLOCKS, read_gguf
 from nemo_launcher.checkpoint.gguf_model import read_model
+from nemo_launcher.checkpoint.gguf_tokens import AS_LLAMA_CPP
 from nemo_launcher.checkpoint.sources import check_source, source_problem
 from nemo_launcher.conversion.convert import convert
 from nemo_launcher.errors import UserError
@@ -26,7 +27,7 @@ from tests.checkpoint.conversions import assert_refused, sentencepiece_model
 from tests.engine import logits_of
 from tests.gguf_files import SIZE, TOKENS, tensors, write_gguf
 from tests.shared import shared_path
-from tests.versions import needs_transformers_5
+from tests.versions import needs_transformers
 
 pytestmark = pytest.mark.unit
 
@@ -172,9 +173,11 @@ def test_factors_that_are_not_llama_3s_are_refused(tmp_path: Path) -> None:
     ("pre", "text", "pieces"),
     [
         ("gpt-2", "1234", ["123", "4"]),
-        pytest.param("llama-bpe", "12312", ["123", "12"], marks=needs_transformers_5("4 splits texts otherwise")),
+        pytest.param(
+            "llama-bpe", "12312", ["123", "12"], marks=needs_transformers(AS_LLAMA_CPP, "splits texts otherwise")
+        ),
         ("smollm", "123", ["1", "2", "3"]),
-        pytest.param("qwen2", "123", ["1", "2", "3"], marks=needs_transformers_5("4 splits texts otherwise")),
+        pytest.param("qwen2", "123", ["1", "2", "3"], marks=needs_transformers(AS_LLAMA_CPP, "splits texts otherwise")),
     ],
 )
 def test_token_ids_are_the_files_own(pre: str, text: str, pieces: list[str], tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ def test_cases_that_are_refused(case: str, words: list[str], tmp_path: Path) -> 
         ("gguf_rope_scaling/llama3.gguf", "scale_factor", 8.0),
         pytest.param(
             *("gguf_llama3_vocab/llama3-like.gguf", "rotary_base", 500000.0),
-            marks=needs_transformers_5("4 splits texts otherwise"),
+            marks=needs_transformers(AS_LLAMA_CPP, "splits texts otherwise"),
         ),
     ],
 )

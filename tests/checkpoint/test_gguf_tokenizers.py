@@ -11,16 +11,17 @@ import pytest
 import sentencepiece
 from transformers import Gemma3TextConfig, Phi3Config, Qwen3Config
 
+from nemo_launcher.checkpoint.gguf_tokens import AS_LLAMA_CPP
 from nemo_launcher.conversion.convert import convert
 from nemo_launcher.conversion.probe import TEXTS
 from nemo_launcher.data.tokenizers import Tokenizer
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
-from nemo_launcher.requirements import is_transformers_5
+from nemo_launcher.requirements import is_at_least
 from tests.checkpoint.conversions import sentencepiece_model
 from tests.gguf_files import TOKENS
 from tests.gguf_models import SIZES, random_model, write_model
-from tests.versions import needs_transformers_5
+from tests.versions import needs_transformers
 
 pytestmark = pytest.mark.unit
 
@@ -67,7 +68,7 @@ def ids(theirs: Any, text: str) -> list[int]:
     return list(theirs.encode(text, add_special_tokens=False))
 
 
-@needs_transformers_5("4 reads its tokenizer with other settings")
+@needs_transformers(AS_LLAMA_CPP, "reads its tokenizer with other settings")
 def test_gemma(tmp_path: Path) -> None:
     marks = ["\u2581" * length for length in range(2, 6)]
     own = sentencepiece_model(add_dummy_prefix=False, user_defined_symbols=[*marks, "\n\n", "<think>"])
@@ -82,7 +83,7 @@ def test_gemma(tmp_path: Path) -> None:
     assert ours.ids_to_text(ours.text_to_ids("  near  the\n\nriver")) == "  near  the\n\nriver"
 
 
-@needs_transformers_5("4 reads its tokenizer with other settings")
+@needs_transformers(AS_LLAMA_CPP, "reads its tokenizer with other settings")
 def test_phi3(tmp_path: Path) -> None:
     """Its special tokens take the spaces behind them, except the first three: not so in transformers' reading."""
     own = sentencepiece_model()
@@ -101,7 +102,7 @@ def test_phi3(tmp_path: Path) -> None:
     assert ours.text_to_ids("<|endoftext|> near") == [endoftext, *own.encode(" near")]
 
 
-@needs_transformers_5("4 splits texts otherwise")
+@needs_transformers(AS_LLAMA_CPP, "splits texts otherwise")
 @pytest.mark.parametrize("pre", ["qwen2", "llama-bpe", "gpt-4o"])
 def test_byte_level(pre: str, tmp_path: Path) -> None:
     keys = {"attention.key_length": 16, "attention.value_length": 16, "tokenizer.ggml.pre": pre}
@@ -110,7 +111,7 @@ def test_byte_level(pre: str, tmp_path: Path) -> None:
         assert ours.text_to_ids(text) == ids(theirs, text), text
 
 
-@needs_transformers_5("4 splits texts otherwise")
+@needs_transformers(AS_LLAMA_CPP, "splits texts otherwise")
 def test_a_word_that_is_a_token_needs_no_merges(tmp_path: Path) -> None:
     """Llama 3's tokenizer has ignore_merges; a GGUF file has merges that do not lead to every token."""
     found = {}
@@ -125,11 +126,9 @@ def test_a_word_that_is_a_token_needs_no_merges(tmp_path: Path) -> None:
     assert found == {"llama-bpe": [len(tokens) - 1], "qwen2": [tokens.index(letter) for letter in "own"]}
 
 
-@pytest.mark.skipif(is_transformers_5(), reason="transformers 5 reads them as llama.cpp does")
+@pytest.mark.skipif(is_at_least("transformers", AS_LLAMA_CPP), reason="transformers reads them as llama.cpp does")
 @pytest.mark.parametrize("pre", ["qwen2", "llama-bpe"])
-def test_what_transformers_4_reads_otherwise_is_refused(pre: str, tmp_path: Path) -> None:
+def test_what_an_older_transformers_reads_otherwise_is_refused(pre: str, tmp_path: Path) -> None:
     keys = {"attention.key_length": 16, "attention.value_length": 16, "tokenizer.ggml.pre": pre}
-    with pytest.raises(
-        UserError, match=rf"transformers 4\..* the tokenizer of .{pre}. differently.*\n.*install transformers 5"
-    ):
+    with pytest.raises(UserError, match=rf"the tokenizer of .{pre}. differently.*\n.*install transformers 5\.18"):
         read(tmp_path, "qwen3", Qwen3Config(**SMALL, head_dim=16), keys)

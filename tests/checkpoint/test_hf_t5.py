@@ -17,6 +17,7 @@ from nemo_launcher.families.base import load_base
 from nemo_launcher.families.t5.model import Row
 from nemo_launcher.requirements import is_transformers_5
 from tests import t5
+from tests.versions import load_t5
 
 pytestmark = pytest.mark.unit
 
@@ -32,11 +33,9 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    from transformers import AutoModelForSeq2SeqLM
-
     folder = t5.save_t5(tmp_path / "hf", **MODELS[name])
     convert(folder, tmp_path / "base.nemo")
-    base, theirs = load_base(tmp_path / "base.nemo"), AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    base, theirs = load_base(tmp_path / "base.nemo"), load_t5(folder)
     if MODELS[name].get("kind") == "UMT5":
         theirs.config.tie_word_embeddings = MODELS[name]["tied"]  # transformers 5 scales every UMT5's output
     generator = torch.Generator().manual_seed(0)

@@ -39,9 +39,8 @@ def test_a_gpt_of_many_files_is_that_of_one(name: str, sizes: tuple[int, int], t
     ids = torch.randint(0, 200, (1, 30), generator=torch.Generator().manual_seed(1))
     wanted, found = (logits_of(path, ids)[0] for path in (one, many))
     assert found.size(1) >= wanted.size(1)
-    # torch 2.6 rounds products of other sizes otherwise; the head may have more rows
-    allowed = 1e-6 if torch.__version__.startswith("2.6.") else 0.0
-    torch.testing.assert_close(found[:, : wanted.size(1)], wanted, rtol=0, atol=allowed)
+    # the head may have more rows, and some versions of torch round products of other sizes otherwise
+    torch.testing.assert_close(found[:, : wanted.size(1)], wanted, rtol=0, atol=1e-6)
     facts = inspect(many)
     assert (facts["tensor_model_parallel_size"], facts["pipeline_model_parallel_size"]) == sizes
     assert facts["fingerprint"] == inspect(one)["fingerprint"]

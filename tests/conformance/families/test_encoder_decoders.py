@@ -23,6 +23,7 @@ from nemo_launcher.families.t5.samples import T5Sample
 from tests import t5
 from tests.engine import randomize
 from tests.methods import model_section
+from tests.versions import load_t5
 
 pytestmark = pytest.mark.unit
 
@@ -52,12 +53,10 @@ _PLACES = {
 @pytest.fixture(params=KINDS)
 def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Base, Any]:
     """A base, and transformers' model that it was converted from."""
-    from transformers import AutoModelForSeq2SeqLM
-
     settings = KINDS[request.param]
     folder = t5.save_t5(tmp_path / "hf", **settings)
     convert(folder, tmp_path / "base.nemo")
-    theirs = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    theirs = load_t5(folder)
     if settings["kind"] == "UMT5":  # transformers 5 multiplies every UMT5's output by a factor
         theirs.config.tie_word_embeddings = settings["tied"]
     return load_base(tmp_path / "base.nemo"), theirs
