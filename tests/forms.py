@@ -57,7 +57,7 @@ def logits_here(base: Path, adapter: Path | None = None) -> Tensor:
         load_adapter(adapter, loaded)
     if loaded.family.name == "t5":
         with torch.no_grad():
-            found: Tensor = loaded.model(Row(IDS[:, :20], [20]), Row(IDS[:, 20:], [20]))
+            found: Tensor = loaded.model.logits_of(loaded.model(Row(IDS[:, :20], [20]), Row(IDS[:, 20:], [20])))
         return found
     return gpt_logits(loaded, IDS)[0]
 
@@ -70,7 +70,8 @@ def greedy_here(base: Path, adapter: Path, count: int) -> list[int]:
     prompt, answer = IDS[:, :20], [0]
     for _ in range(count):
         if loaded.family.name == "t5":
-            logits = loaded.model(Row(prompt, [20]), Row(torch.tensor([answer]), [len(answer)]))
+            hidden = loaded.model(Row(prompt, [20]), Row(torch.tensor([answer]), [len(answer)]))
+            logits = loaded.model.logits_of(hidden)
         else:
             logits = gpt_logits(loaded, torch.cat((prompt, torch.tensor([answer[1:]], dtype=torch.int64)), dim=1))[0]
         answer.append(int(logits[-1].argmax()))
