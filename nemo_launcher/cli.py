@@ -27,6 +27,7 @@ from nemo_launcher.jobs.verbs import Verb
 from nemo_launcher.launcher.migrate_verb import MIGRATE_VERBS
 from nemo_launcher.reports.verb import REPORT_VERBS
 from nemo_launcher.runtime import signals
+from nemo_launcher.runtime.gpu_memory import out_of_memory_message
 from nemo_launcher.runtime.quiet import quiet_libraries
 from nemo_launcher.runtime.startup import quick_imports
 
@@ -75,6 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _drop_output()
         return _fail(exit_status.FAILED, message)
+    except RuntimeError as error:
+        message = out_of_memory_message(error, "lower --batch-size, add --precision bf16")
+        if message is None:
+            raise
+        return _fail(exit_status.USER_ERROR, message)
     except signals.Stopped as stopped:
         return _fail(exit_status.of_signal(stopped.number), f"{signal.Signals(stopped.number).name}: stopped")
     except KeyboardInterrupt:

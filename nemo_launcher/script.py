@@ -21,7 +21,7 @@ from nemo_launcher.files.foreign_yaml import load_yaml
 from nemo_launcher.launcher.outputs import held_outputs
 from nemo_launcher.reports.report import write_job_report
 from nemo_launcher.runtime import ranks, signals
-from nemo_launcher.runtime.gpu_memory import is_out_of_memory
+from nemo_launcher.runtime.gpu_memory import out_of_memory_message
 from nemo_launcher.runtime.quiet import quiet_libraries
 
 
@@ -57,8 +57,9 @@ def run_script(
             raise
         _exit(exit_status.FAILED, message)
     except RuntimeError as error:
-        if is_out_of_memory(error):
-            _exit(exit_status.USER_ERROR, f"the memory of the GPU ran out: {first_line(error)}\n    -> {_LESS_MEMORY}")
+        message = out_of_memory_message(error, _LESS_MEMORY)
+        if message is not None:
+            _exit(exit_status.USER_ERROR, message)
         if not ranks.is_lost_connection(error):
             raise
         _exit(exit_status.FAILED, _LOST, without_store=True)
@@ -102,10 +103,7 @@ def load_config(arguments: Sequence[str]) -> dict[str, object]:
         raise UserError(Problem(str(error.full_key), str(error.msg).splitlines()[0])) from error
 
 
-_LESS_MEMORY = (
-    "lower model.micro_batch_size (of an evaluation, inference.batch_size), or use a GPU with more memory; "
-    "nvidia-smi lists other programs on it"
-)
+_LESS_MEMORY = "lower model.micro_batch_size (of an evaluation, inference.batch_size)"
 _LOST = "another rank has ended, and this one with it; the other rank's message or exit status tells why"
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
 from collections.abc import Callable
 
 from nemo_launcher.errors import Problem, UserError
+from nemo_launcher.files.foreign import first_line
 
 _TEXTS = re.compile(r"CUDA (driver )?error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDA out of memory")
 """cuBLAS and cuDNN allocate outside of torch, which reports their errors as a plain RuntimeError."""
@@ -20,6 +22,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _TEXTS.search(str(error)) is not None
     )
+
+
+def out_of_memory_message(error: BaseException, fix: str) -> str | None:
+    """Return a message for an error that says that the memory of a GPU has run out; None for any other error.
+
+    fix: which setting to change.
+    """
+    if "torch" not in sys.modules or not is_out_of_memory(error):
+        return None
+    others = "or use a GPU with more memory; nvidia-smi lists other programs on it"
+    return f"the memory of the GPU ran out: {first_line(error)}\n    -> {fix}, {others}"
 
 
 def free_cached() -> None:

@@ -81,12 +81,12 @@ class ValidationLoss:
     """
 
     def __init__(self) -> None:
-        self._batches: list[tuple[float, int]] = []
+        self._batches: list[tuple[torch.Tensor, int]] = []
         self._first: list[tuple[float, int]] = []  # those before training; none if it was resumed
         self._best = math.inf  # of the same batches
 
-    def add(self, loss: float, answer_tokens: int) -> None:
-        """Add a batch: its mean loss (nats per answer token) and its number of answer tokens."""
+    def add(self, loss: torch.Tensor, answer_tokens: int) -> None:
+        """Add a batch: its mean loss, [] (nats per answer token), which is not read yet, and its answer tokens."""
         self._batches.append((loss, answer_tokens))
 
     def take(self, *, nemo_compat: bool, before_training: bool = False) -> float | None:
@@ -94,7 +94,8 @@ class ValidationLoss:
 
         before_training: whether no step was done yet. Returns None if there were no batches.
         """
-        batches, self._batches = self._batches, []
+        batches = [(float(loss), tokens) for loss, tokens in self._batches]
+        self._batches = []
         if not batches:
             return None
         if before_training:

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
+from nemo_launcher.evaluation import scoring
 from tests import t5
 from tests.cli.conftest import Run
 from tests.engine import squad_records, write_jsonl
@@ -51,6 +53,18 @@ def test_scores_depend_on_no_batch(run: Run, both: list[str], tmp_path: Path) ->
     together, alone = run("score", *both, data).lines, run("score", *both, data, "--batch-size", "1").lines
     for key in ("nll_sum", "nll_mean", "answer_tokens"):
         assert [line[key] for line in together] == pytest.approx([line[key] for line in alone], rel=1e-5)
+
+
+def test_memory_that_runs_out_is_told(
+    run: Run, both: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runs_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(scoring, "token_losses", runs_out)
+    told = run("score", *both, questions(tmp_path)).refused()
+    assert "the memory of the GPU ran out: CUDA out of memory. Tried" in told
+    assert "--batch-size" in told
 
 
 def test_a_template_makes_taskname_and_adapter_unnecessary(run: Run, tiny_base: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from nemo_launcher.adapters.registry import methods
 from nemo_launcher.training.figures import ValidationLoss
@@ -19,7 +20,7 @@ def validations(*losses: list[float], before: list[float] | None = None) -> str 
     found = ValidationLoss()
     for number, batches in enumerate([before or [], *losses]):
         for loss in batches:
-            found.add(loss, 10)
+            found.add(torch.tensor(loss), 10)
         found.take(nemo_compat=False, before_training=number == 0)
     return found.not_fallen()
 

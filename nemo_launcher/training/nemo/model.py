@@ -160,7 +160,7 @@ class AdapterLearningModel(ModelPT):
         """Add one batch to the validation loss."""
         fitting = self.validation_loader.fitting
         loss = forward_backward(self.frozen_model, batch, backward=False, loss=self.training_loss, fitting=fitting)
-        self.validation_loss.add(float(loss), batch.answer_tokens)
+        self.validation_loss.add(loss, batch.answer_tokens)
 
     def on_validation_epoch_end(self, sync_metrics: bool = False) -> None:
         """Log the metrics, and `val_loss`: the mean over all answer tokens, or with nemo_compat over batches."""
