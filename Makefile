@@ -7,9 +7,12 @@ TORCH ?= $(shell grep '^torch==' $(CONSTRAINTS))
 VENV := .venv
 BIN := $(VENV)/bin
 # CONSTRAINTS pins every package except torch, which TORCH pins.
-PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile \
+	--constraint $(VENV)/constraints.txt
 # Two workers with one thread each: the models in the tests are tiny.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Tests start hundreds of processes, which all import the same modules: their compiled form is kept.
+unexport PYTHONDONTWRITEBYTECODE
 # Without an advertisement that Material for MkDocs prints at each start.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 MODEL := launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -26,6 +29,8 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@$(PIP_INSTALL) "$(TORCH)"
 	@echo "[3/3] installing nemo-adapter-launcher and its dependencies (about two minutes)"
 	@$(PIP_INSTALL) --editable ".[dev]"
+# pip would compile on one core; files that are templates do not compile
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 base-model: $(MODEL)
@@ -45,12 +50,14 @@ figures: install
 
 test: install lint run-tests
 
-# Tests with the real base model are skipped when it cannot be fetched. The last run needs both cores for each test.
+# Tests with the real base model are skipped when it cannot be fetched. Those with a Slurm mostly wait: they run beside
+# the others, and their output comes last.
 run-tests: install
 	-@$(MAKE) --no-print-directory base-model
-	@$(PYTEST) --dist worksteal -m "not integration"
-	@$(PYTEST) --dist loadfile --no-loadscope-reorder -m "integration and not slurm and not alone"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slurm or alone" tests/integration
+	@output=$$(mktemp) && trap 'rm -f "$$output"' EXIT; status=0; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/integration > "$$output" 2>&1 & slurm=$$!; \
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slurm" || status=$$?; \
+	wait $$slurm || status=$$?; cat "$$output"; exit $$status
 
 # The tests of what the engine computes with other versions of torch and transformers: OPTIONS=--help tells more.
 test-versions:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 LONGEST = ("tests/integration/", "tests/reliability/")
-"""Files that start first, so that no worker is idle at the end."""
+"""Files that start first, before other tests that start processes, so that no worker is idle at the end."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,12 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first; `make test` looks for tests that need the machine in one folder."""
-    strays = [item.nodeid for item in items if item.get_closest_marker("slurm") or item.get_closest_marker("alone")]
+    """Put the files that take longest first; `make test` looks for tests with a Slurm in one folder."""
+    strays = [item.nodeid for item in items if item.get_closest_marker("slurm")]
     strays = [nodeid for nodeid in strays if not nodeid.startswith("tests/integration/")]
     if strays:
-        raise pytest.UsageError(f"marked slurm or alone outside tests/integration: {', '.join(strays)}")
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+        raise pytest.UsageError(f"marked slurm outside tests/integration: {', '.join(strays)}")
+    items.sort(key=lambda item: (not item.nodeid.startswith(LONGEST), not item.get_closest_marker("integration")))
 
 
 @pytest.fixture(scope="session")

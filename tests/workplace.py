@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
 import pickle
@@ -134,7 +133,7 @@ def configuration_files_parsed_once() -> Iterator[None]:
 
 
 def _remembering(original: Callable[[ConfigSource, str], ConfigResult]) -> Callable[[ConfigSource, str], ConfigResult]:
-    parsed: dict[tuple[object, ...], ConfigResult] = {}
+    parsed: dict[tuple[object, ...], bytes] = {}
 
     def load_config(self: ConfigSource, config_path: str) -> ConfigResult:
         path = Path(self.path, self._normalize_file_name(config_path)).resolve()
@@ -143,8 +142,9 @@ def _remembering(original: Callable[[ConfigSource, str], ConfigResult]) -> Calla
             return original(self, config_path)
         key = (self.path, config_path, changed)
         if key not in parsed:
-            parsed[key] = original(self, config_path)
-        return copy.deepcopy(parsed[key])
+            parsed[key] = pickle.dumps(original(self, config_path))
+        found: ConfigResult = pickle.loads(parsed[key])  # a copy, in less time than copy.deepcopy takes
+        return found
 
     return load_config
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from megatron.core import parallel_state
 from torch import Tensor
@@ -31,8 +30,6 @@ from tests.jobs import HUNG_SECONDS, SCRIPTS, Job, _script, begun, ended, write_
 from tests.methods import model_section
 from tests.t5 import random_samples
 
-ALONE = [pytest.mark.integration, pytest.mark.alone]
-"""The marks of tests whose ranks need both cores: one after another, beside tests that wait."""
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 """Between the numbers of several ranks and those of one process."""
 LEARNING_RATE = 1e-3  # Adam amplifies differences of small gradients to this size
@@ -97,7 +94,7 @@ class Case:
     tensor: int = 1
     pipeline: int = 1
     micro_batch_size: int = 2
-    batches: tuple[int, ...] = (8, 5, 1)
+    batches: tuple[int, ...] = (5, 1)
     tuning: Mapping[str, Any] = field(default_factory=dict, hash=False)
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     adapter: Path | None = None
@@ -159,7 +156,7 @@ def run_case(case: Case, start: Mapping[str, Any] | None = None) -> dict[str, An
         result["steps"].append(step)
         optimizer.step()
     with torch.no_grad():
-        result["validation"] = float(forward_backward(base.model, collate(case.samples(50)[:6]), backward=False))
+        result["validation"] = float(forward_backward(base.model, collate(case.samples(50)[:3]), backward=False))
     return result | {"end": copied(adapters.state_dict()), "numbers": adapters.num_parameters()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -198,7 +199,11 @@ def changed_settings(
 
 def type_of(settings: Settings | type[Settings]) -> str:
     """Return the value of `type` that selects these settings."""
-    kind = settings if isinstance(settings, type) else type(settings)
+    return _type_of(settings if isinstance(settings, type) else type(settings))
+
+
+@functools.cache  # annotations are text, which takes a tenth of a launch to evaluate each time
+def _type_of(kind: type[Settings]) -> str:
     name: str = typing.get_args(typing.get_type_hints(kind)["type"])[0]
     return name
 

@@ -114,7 +114,7 @@ def test_the_documented_command_verbatim(root: Path, stage: str, family: str) ->
     assert (root / engine[1].lstrip("/")).is_file()
 
 
-@pytest.mark.parametrize(("stage", "family"), CASES)
+@pytest.mark.parametrize(("stage", "family"), [("adapter_learning", "t5"), ("ia3_learning", "gpt3")])
 def test_the_documented_command_trains_an_adapter(root: Path, stage: str, family: str) -> None:
     """Two ranks: GPT on one node, T5 on two."""
     nodes = {"gpt3": 1, "t5": 2}[family]

@@ -152,7 +152,7 @@ def test_gpt(
     write_records(tmp_path / "squad_train.jsonl", **data)
     write_records(tmp_path / "squad_val.jsonl", **data | {"count": 1, "words": 8, "answer": 1})
     usual = {"model.encoder_seq_length": 4096, "model.global_batch_size": 16, "model.micro_batch_size": 4}
-    usual |= {"trainer.max_epochs": 2, "trainer.val_check_interval": 1.0, "trainer.num_sanity_val_steps": 0}
+    usual |= {"trainer.max_epochs": 1, "trainer.val_check_interval": 1.0, "trainer.num_sanity_val_steps": 0}
     path = write_base(tmp_path / "base.nemo", **base)
     config = job_config(path, tmp_path, tmp_path, usual | {"model.optim.lr": 1e-4} | changes)
     if tuning is None:
@@ -170,7 +170,7 @@ def test_t5(tmp_path: Path, process_gib: float, monkeypatch: pytest.MonkeyPatch)
     base = t5.tiny_base(tmp_path / "base.nemo", **sizes)
     for name in ("train", "val"):
         write_records(tmp_path / f"{name}.jsonl", 4 if name == "train" else 1, 80, 4)
-    changes = {"trainer.max_epochs": 2, "model.encoder_seq_length": 2048, "model.global_batch_size": 4}
+    changes = {"trainer.max_epochs": 1, "model.encoder_seq_length": 2048, "model.global_batch_size": 4}
     config: Any = OmegaConf.to_container(t5.training_config(base, tmp_path, tmp_path, changes), resolve=True)
     said, measured = checked(config, tmp_path, "t5")
     assert agrees(above_process(said), measured - process_gib + ROUNDING)

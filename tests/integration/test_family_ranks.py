@@ -12,9 +12,9 @@ from nemo_launcher.conversion.convert import convert
 from tests import t5
 from tests.conformance.families.models import FAMILIES, ONE_OF_EACH, save, sees_images
 from tests.integration.test_parallel_steps import Steps
-from tests.world import ALONE, TOLERANCE, Case
+from tests.world import TOLERANCE, Case
 
-pytestmark = ALONE
+pytestmark = pytest.mark.integration
 
 _OTHERS = {"falcon-one_key": "falcon-groups", "bloom-plain": "bloom-heads"}
 """Configurations for two ranks where one key cannot be split, and with slopes of ALiBi that do not halve evenly."""

@@ -22,9 +22,9 @@ from nemo_launcher.training.checkpoint_file import read_checkpoint
 from tests import t5
 from tests.engine import tiny_gpt_nemo, write_squad
 from tests.jobs import REPOSITORY, SCRIPTS, Job, evaluation_config, job_config, write_config
-from tests.world import ALONE, TOLERANCE, run_job
+from tests.world import TOLERANCE, run_job
 
-pytestmark = ALONE
+pytestmark = pytest.mark.integration
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------

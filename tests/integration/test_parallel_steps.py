@@ -7,6 +7,7 @@ import contextlib
 import functools
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from tests.engine import tiny_gpt_nemo
 from tests.methods import METHODS, with_setting
 from tests.shared import shared_path
 from tests.t5 import random_samples
-from tests.world import ALONE, TOLERANCE, Case, results_of, run_case, run_world
+from tests.world import TOLERANCE, Case, results_of, run_case, run_world
 
-pytestmark = ALONE
+pytestmark = pytest.mark.integration
+
+STACKS = [("encoder", "decoder"), ("decoder", "encoder")]
 
 
 def assert_same(result: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -65,11 +68,14 @@ class Steps:
 
 
 def cases_of_two(base_of: Callable[[str], Path]) -> dict[str, Case]:
+    """Each method in each base, divided; stages and replicas are alike for all methods, so each has two bases."""
     cases = {}
-    for base, family in {"gpt": "gpt", "gpt_llama": "gpt", "t5": "t5", "t5_hft5": "t5"}.items():
-        for method in METHODS:
-            for name, sizes in {"tp2": (2, 1), "pp2": (1, 2), "dp2": (1, 1)}.items():
-                cases[f"{base}-{method}-{name}"] = Case(base_of(base), family, method, *sizes)
+    bases = {"gpt": "gpt", "gpt_llama": "gpt", "t5": "t5", "t5_hft5": "t5"}
+    for number, method in enumerate(METHODS):
+        for place, (base, family) in enumerate(bases.items()):
+            cases[f"{base}-{method}-tp2"] = Case(base_of(base), family, method, tensor=2)
+            name, pipeline = ("pp2", 2) if (place + number) % 2 else ("dp2", 1)
+            cases[f"{base}-{method}-{name}"] = Case(base_of(base), family, method, pipeline=pipeline)
     gpt = base_of("gpt")
     for method in with_setting("adapter_dropout"):
         cases[f"dropout-{method}-tp2"] = Case(gpt, "gpt", method, tensor=2, tuning={"adapter_dropout": 0.3})
@@ -85,15 +91,14 @@ def cases_of_two(base_of: Callable[[str], Path]) -> dict[str, Case]:
         for name, tensor in {"tp2": 2, "dp2": 1}.items():
             case = Case(base_of("gpt_llama"), "gpt", method, tensor, traversal="depth", micro_batch_size=1)
             cases[f"depth-{method}-{name}"] = case
-    for method in METHODS:
-        for layers in ("0", "1"):  # the other pipeline stage has no adapters
-            cases[f"layers-{layers}-gpt_llama-{method}-pp2"] = Case(
-                base_of("gpt_llama"), "gpt", method, pipeline=2, tuning={"layers": layers}
-            )
-        for stack, other in (("encoder", "decoder"), ("decoder", "encoder")):
-            cases[f"layers-{stack}-t5-{method}-pp2"] = Case(
-                base_of("t5"), "t5", method, pipeline=2, tuning={"layers": {stack: "1", other: "none"}}
-            )
+    for method, layers, (stack, other) in zip(METHODS, cycle("01"), cycle(STACKS)):
+        # the other pipeline stage has no adapters
+        cases[f"layers-{layers}-gpt_llama-{method}-pp2"] = Case(
+            base_of("gpt_llama"), "gpt", method, pipeline=2, tuning={"layers": layers}
+        )
+        cases[f"layers-{stack}-t5-{method}-pp2"] = Case(
+            base_of("t5"), "t5", method, pipeline=2, tuning={"layers": {stack: "1", other: "none"}}
+        )
         cases[f"layers-sequence-gpt_llama-{method}-tp2"] = Case(
             base_of("gpt_llama"), "gpt", method, 2, tuning={"layers": 1}, options={"sequence_parallel": True}
         )
@@ -104,24 +109,21 @@ def cases_of_two(base_of: Callable[[str], Path]) -> dict[str, Case]:
 
 def cases_of_four(base_of: Callable[[str], Path]) -> dict[str, Case]:
     cases = {}
-    for method in METHODS:
+    families = cycle([("gpt_llama", "gpt"), ("t5_hft5", "t5")])
+    for method, (stack, other) in zip(METHODS, cycle(STACKS)):
         for name, sizes in {"tp2dp2": (2, 1), "tp2pp2": (2, 2), "pp2dp2": (1, 2)}.items():
-            cases[f"gpt_llama-{method}-{name}"] = Case(base_of("gpt_llama"), "gpt", method, *sizes)
-            cases[f"t5_hft5-{method}-{name}"] = Case(base_of("t5_hft5"), "t5", method, *sizes)
+            base, family = next(families)
+            cases[f"{base}-{method}-{name}"] = Case(base_of(base), family, method, *sizes)
         sequence = {"sequence_parallel": True}
         cases[f"sequence-gpt-{method}-tp4"] = Case(base_of("gpt"), "gpt", method, tensor=4, options=sequence)
         cases[f"sequence-t5-{method}-tp2pp2"] = Case(base_of("t5"), "t5", method, 2, 2, options=sequence)
         cases[f"t5-{method}-pp4"] = Case(base_of("t5"), "t5", method, pipeline=4, options={"split_rank": 2})
-        for stack, other in (("encoder", "decoder"), ("decoder", "encoder")):
-            # one of four stages has adapters
-            cases[f"layers-{stack}-t5-{method}-pp4"] = Case(
-                base_of("t5"),
-                "t5",
-                method,
-                pipeline=4,
-                tuning={"layers": {stack: "1", other: "none"}},
-                options={"split_rank": 2},
-            )
+        # one of four stages has adapters
+        tuning = {"layers": {stack: "1", other: "none"}}
+        options = {"split_rank": 2}
+        cases[f"layers-{stack}-t5-{method}-pp4"] = Case(
+            base_of("t5"), "t5", method, pipeline=4, tuning=tuning, options=options
+        )
         cases[f"layers-gpt_llama-{method}-tp2pp2"] = Case(
             base_of("gpt_llama"), "gpt", method, 2, 2, tuning={"layers": "1"}
         )
@@ -193,7 +195,7 @@ def test_stages_below_the_first_adapter_run_without_gradients(bases: Path, tmp_p
 
 def test_the_comparison_can_fail(steps_of_two: Steps) -> None:
     """The gradient of another micro-batch is not close enough."""
-    first, second, _ = steps_of_two.single("gpt-ia3-tp2")["steps"]
+    first, second = steps_of_two.single("gpt-ia3-tp2")["steps"]
     with pytest.raises(AssertionError):
         torch.testing.assert_close(first["gradients"], second["gradients"], **TOLERANCE)
 

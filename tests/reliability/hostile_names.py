@@ -24,8 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.plugins import Plugins
 
 from nemo_launcher.clusters import CLUSTERS
+from nemo_launcher.data.squad import SquadBuilder
+from nemo_launcher.launcher.launch import main as launcher
 from tests.archives import write_base
 from tests.jobs import REPOSITORY
 from tests.reliability.harness import Failure, Report, in_child, parse_arguments, run_cases, scratch
@@ -92,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         only={"metavar": "KEY:FORM:VALUE", "help": "one value of one key, alone"},
     )
+    Plugins.instance()  # looked for once, then forked
     report = Report("hostile_names")
     keys = [key for key in text_keys() if key.name not in SHELL]
     report.more["keys"] = [str(key) for key in keys]
@@ -242,9 +246,6 @@ class _Launch:
 
     def _launch(self) -> int:
         """Run the launcher like main.py."""
-        from nemo_launcher.data.squad import SquadBuilder
-        from nemo_launcher.launcher.launch import main
-
         environment = self._environment()
         os.environ.clear()
         os.environ.update(environment)
@@ -274,7 +275,7 @@ class _Launch:
         if stage in ("adapter_learning", "ia3_learning", "evaluation"):
             arguments += [f"{stage}.trainer.devices=1", f"{stage}.trainer.accelerator=cpu"]
         sys.argv = ["main.py", *arguments, *(key.override(_quoted(self.value)) for key in self.keys)]
-        raise SystemExit(main())
+        raise SystemExit(launcher())
 
     # --- what was seen ---
 

@@ -32,6 +32,9 @@ TEMPLATE = {
 }
 
 
+SHORT = {"trainer.max_epochs": 2}
+
+
 def write_data(folder: Path) -> Path:
     """Write squad_train.jsonl and squad_val.jsonl, the names of a job's files, with choices in each record."""
     rows = [
@@ -72,6 +75,22 @@ def test_a_training_with_choices_learns_to_rank_them(tiny_base: Path, tmp_path: 
     assert right["adapter"] >= right["base"] + 0.25
 
 
+def curve_of(ranks: int, base: Path, folder: Path, changes: dict[str, Any]) -> list[float]:
+    """Train on `ranks` processes; return the losses of training and validation."""
+    config: Any = OmegaConf.create(config_of(base, folder, unlikelihood=True, length_norm=True))
+    for key, value in changes.items():
+        OmegaConf.update(config, key, value, force_add=True)
+    jobs = run_job(ranks, "train", OmegaConf.to_container(config), folder)
+    assert [job.status for job in jobs] == [0] * ranks, [job.output for job in jobs]
+    lines = [json.loads(line) for line in (folder / "results/training_curve.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines for key in ("loss", "val_loss") if key in line]
+
+
+@pytest.fixture(scope="module")
+def curve_of_one(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    return curve_of(1, tiny_base, tmp_path_factory.mktemp("one"), SHORT)
+
+
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -80,20 +99,12 @@ def test_a_training_with_choices_learns_to_rank_them(tiny_base: Path, tmp_path: 
         pytest.param({"model.pipeline_model_parallel_size": 2}, id="pipeline"),
     ],
 )
-def test_two_ranks_agree_with_one(sizes: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
-    curves = {}
-    for ranks in (1, 2):
-        folder = tmp_path / str(ranks)
-        config: Any = OmegaConf.create(config_of(tiny_base, folder, unlikelihood=True, length_norm=True))
-        for key, value in ({"trainer.devices": 2, **sizes} if ranks == 2 else {}).items():
-            OmegaConf.update(config, key, value, force_add=True)
-        jobs = run_job(ranks, "train", OmegaConf.to_container(config), folder)
-        assert [job.status for job in jobs] == [0] * ranks, [job.output for job in jobs]
-        lines = (folder / "results/training_curve.jsonl").read_text().splitlines()
-        found = [json.loads(line) for line in lines]
-        curves[ranks] = [line[key] for line in found for key in ("loss", "val_loss") if key in line]
-    assert len(curves[1]) > 12
-    assert curves[2] == pytest.approx(curves[1], rel=1e-4)
+def test_two_ranks_agree_with_one(
+    sizes: dict[str, Any], curve_of_one: list[float], tiny_base: Path, tmp_path: Path
+) -> None:
+    curve = curve_of(2, tiny_base, tmp_path, SHORT | {"trainer.devices": 2, **sizes})
+    assert len(curve) > 12
+    assert curve == pytest.approx(curve_of_one, rel=1e-4)
 
 
 def test_a_training_tells_the_line_of_a_record_with_wrong_choices(tiny_base: Path, tmp_path: Path) -> None:
