@@ -11,13 +11,14 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compi
 	--constraint $(VENV)/constraints.txt
 # Two workers with one thread each: the models in the tests are tiny.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+SELECTED := not slurm and not extended
 # Tests start hundreds of processes, which all import the same modules: their compiled form is kept.
 unexport PYTHONDONTWRITEBYTECODE
 # Without an advertisement that Material for MkDocs prints at each start.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 MODEL := launcher_scripts/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: install base-model quickstart quickstart-ia3 figures test run-tests test-versions lint docs docs-reference format lock
+.PHONY: install base-model quickstart quickstart-ia3 figures test test-all run-tests test-versions lint docs docs-reference format lock
 
 install: $(VENV)/.installed
 
@@ -50,13 +51,17 @@ figures: install
 
 test: install lint run-tests
 
+# With the tests that `make test` leaves out to stay quick; CONTRIBUTING.md lists them.
+test-all: SELECTED := not slurm
+test-all: test
+
 # Tests with the real base model are skipped when it cannot be fetched. Those with a Slurm mostly wait: they run beside
 # the others, and their output comes last.
 run-tests: install
 	-@$(MAKE) --no-print-directory base-model
 	@output=$$(mktemp) && trap 'rm -f "$$output"' EXIT; status=0; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/integration > "$$output" 2>&1 & slurm=$$!; \
-	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slurm" || status=$$?; \
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "$(SELECTED)" || status=$$?; \
 	wait $$slurm || status=$$?; cat "$$output"; exit $$status
 
 # The tests of what the engine computes with other versions of torch and transformers: OPTIONS=--help tells more.

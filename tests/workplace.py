@@ -3,31 +3,21 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import pickle
 import subprocess
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import omegaconf
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import IConfigRepository
-from hydra._internal.hydra import Hydra
-from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.default_element import ResultDefault
-from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult, ConfigSource
-from omegaconf import DictConfig
 
 from nemo_launcher.data import record_checks as real_checks
 from nemo_launcher.data.squad import SquadBuilder
 from tests.archives import write_base
+from tests.hydra_once import composed_once, configuration_files_parsed_once, interpolations_parsed_once
 
 __all__ = [
     "MAKE_ADAPTER",
@@ -119,69 +109,6 @@ def plain_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if command.name not in (*slurm, "kubectl"):
             (folder / command.name).symlink_to(command)
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def configuration_files_parsed_once() -> Iterator[None]:
-    """Let Hydra parse only new or changed files: parsing conf/ and its own takes over a third of a launch."""
-    Plugins.instance()  # loads its sources' modules anew: the classes that it uses are those of its registry
-    with pytest.MonkeyPatch.context() as patch:
-        for scheme in ("file", "pkg"):
-            source = SourcesRegistry.instance().types[scheme]
-            patch.setattr(source, "load_config", _remembering(source.load_config))
-        yield
-
-
-def _remembering(original: Callable[[ConfigSource, str], ConfigResult]) -> Callable[[ConfigSource, str], ConfigResult]:
-    parsed: dict[tuple[object, ...], bytes] = {}
-
-    def load_config(self: ConfigSource, config_path: str) -> ConfigResult:
-        path = Path(self.path, self._normalize_file_name(config_path)).resolve()
-        changed = path.stat().st_mtime_ns if path.is_file() else None
-        if changed is None and self.scheme() == "file":
-            return original(self, config_path)
-        key = (self.path, config_path, changed)
-        if key not in parsed:
-            parsed[key] = pickle.dumps(original(self, config_path))
-        found: ConfigResult = pickle.loads(parsed[key])  # a copy, in less time than copy.deepcopy takes
-        return found
-
-    return load_config
-
-
-@pytest.fixture(scope="session", autouse=True)
-def composed_once() -> Iterator[None]:
-    """Merge each choice of conf/'s files once, and skip Hydra's first composition, which only reads hydra.mode.
-
-    tests/test_startup.py and the integration tests start separate launchers, where Hydra is unchanged.
-    """
-    merge = ConfigLoaderImpl._compose_config_from_defaults_list
-    merged: dict[str, bytes] = {}
-
-    def remembered(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
-        folders = [source.path for source in repo.get_sources() if source.scheme() == "file"]
-        if folders != [str(REPOSITORY / "conf")]:
-            return merge(self, defaults, repo)
-        key = repr(defaults)
-        if key not in merged:
-            merged[key] = pickle.dumps(merge(self, defaults, repo))
-        found: DictConfig = pickle.loads(merged[key])
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
-        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", remembered)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def interpolations_parsed_once() -> Iterator[None]:
-    """The tree of an interpolation depends on its text alone, and nobody changes it."""
-    parse = functools.cache(omegaconf.grammar_parser.parse)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (omegaconf.base, omegaconf._utils):
-            patch.setattr(module, "parse", parse)
-        yield
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.integration
+@pytest.mark.extended
 def test_each_section_has_rows_without_an_error(tmp_path: Path) -> None:
     done = run("--out", str(tmp_path), "--device", "cpu", "--small", "--only", ",".join(SECTIONS))
     assert done.returncode == 0, done.stderr

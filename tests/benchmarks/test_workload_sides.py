@@ -97,6 +97,7 @@ def test_a_part_in_several_parameters_is_one_tensor():
 
 
 @pytest.mark.integration
+@pytest.mark.extended
 def test_a_run_writes_rows_with_all_figures(bases, tmp_path, capsys):
     squad, out = write_squad(tmp_path / "squad.json", length=20), tmp_path / "out.json"
     arguments = ["--squad", str(squad), "--folder", str(bases), "--json", str(out), "--threads", "1", "--rounds", "1"]

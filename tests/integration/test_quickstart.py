@@ -119,6 +119,7 @@ def test_predictions_name_question_answers_and_prediction(results: Path) -> None
     assert len((folder / "predictions.txt").read_text().splitlines()) == QUESTIONS
 
 
+@pytest.mark.extended
 def test_ia3_lifts_f1_too(data: Path, results: Path) -> None:
     # The frozen base has answered these questions in the other quickstart.
     shorter = (*shortened("ia3_learning", data), "evaluation.compare_with_base=False")

@@ -18,6 +18,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.extended
 def test_killed_jobs_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
     report = run_driver("kills", tmp_path, "--count", "12")
     assert report["totals"]["kills"] >= 12
@@ -44,6 +45,7 @@ def test_mutants_are_refused_or_used(kind: str, tmp_path: Path) -> None:
     assert counts["mutants"] == counts["accepted"] + counts.get("refused", 0)
 
 
+@pytest.mark.extended
 def test_hostile_text_is_refused_or_passed_through(tmp_path: Path) -> None:
     report = run_driver("hostile_names", tmp_path, "--count", "1")
     assert set(report["counts"]) == set(CLUSTERS)

@@ -229,17 +229,8 @@ def test_without_a_suggestion_and_a_rate_of_auto_the_user_has_to_give_one(
 # --- later starts ---------------------------------------------------------------------------------------------------
 
 
-def kill_in_range_test(step: int) -> None:
-    """Kill this process with SIGKILL at the start of a step of the range test (from 0)."""
-    _kill(step, in_range_test=True)
-
-
-def kill_in_training(step: int) -> None:
-    """Kill this process with SIGKILL at the start of a step of the training (from 0)."""
-    _kill(step, in_range_test=False)
-
-
-def _kill(step: int, *, in_range_test: bool) -> None:
+def kill(step: int, in_range_test: bool = False) -> None:
+    """Kill this process with SIGKILL at the start of a step (from 0) of the range test or of the training."""
     from nemo_launcher.training.nemo.model import AdapterLearningModel
 
     original = AdapterLearningModel.training_step
@@ -254,17 +245,17 @@ def _kill(step: int, *, in_range_test: bool) -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("kill", "tests_again", "told"),
+    ("at", "tests_again", "told"),
     [
-        pytest.param((kill_in_range_test, 20), True, "suggested by a range test", id="in_the_range_test"),
-        pytest.param((kill_in_training, 1), False, KEPT, id="before_the_first_checkpoint"),
-        pytest.param((kill_in_training, 5), False, "kept: model.optim.lr=", id="after_the_first_checkpoint"),
+        pytest.param((20, True), True, "suggested by a range test", id="in_the_range_test"),
+        pytest.param((1,), False, KEPT, id="before_the_first_checkpoint"),
+        pytest.param((5,), False, "kept: model.optim.lr=", id="after_the_first_checkpoint"),
     ],
 )
 def test_a_killed_job_goes_on_with_the_same_rate(
-    kill: tuple, tests_again: bool, told: str, found: Path, tiny_base: Path, data: Path, tmp_path: Path
+    at: tuple, tests_again: bool, told: str, found: Path, tiny_base: Path, data: Path, tmp_path: Path
 ) -> None:
-    killed = train(tiny_base, data, tmp_path, FIND, (steps, FEW, *kill))
+    killed = train(tiny_base, data, tmp_path, FIND, (steps, FEW, kill, *at))
     assert killed.status == -signal.SIGKILL, killed.output
     job = train(tiny_base, data, tmp_path, FIND, (steps, FEW))
     assert job.status == 0, job.output
@@ -275,7 +266,7 @@ def test_a_killed_job_goes_on_with_the_same_rate(
 
 @pytest.mark.integration
 def test_the_kept_rate_is_that_of_this_training_alone(tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    killed = (steps, FEW, kill_in_training, 0)
+    killed = (steps, FEW, kill, 0)
     assert train(tiny_base, data, tmp_path, FIND, killed).status == -signal.SIGKILL
     path = tmp_path / "results" / RANGE_TEST_NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | {"learning_rate": 0.0123}))
