@@ -17,11 +17,16 @@ from nemo_launcher.training.step import run_side_by_side
 
 
 def random_row(base: Base, length: int, seed: int, *, sample_tokens: int, answer_tokens: int) -> Batch:
-    """Return random samples in a row of `length` tokens, in main memory."""
-    generator = torch.Generator().manual_seed(seed)
+    """Return random samples in a row of `length` tokens, in main memory.
+
+    Samples are shorter than `sample_tokens` if the base has fewer positions: a GPU would not survive a wrong index.
+    """
+    generator, tokens = torch.Generator().manual_seed(seed), min(base.tokenizer.vocab_size, base.shape.vocab_size)
+    sample_tokens = min(sample_tokens, base.shape.max_position_embeddings or sample_tokens)
+    answer_tokens = min(answer_tokens, sample_tokens)
 
     def ids(count: int) -> list[int]:
-        return torch.randint(0, base.tokenizer.vocab_size, (count,), generator=generator).tolist()
+        return torch.randint(0, tokens, (count,), generator=generator).tolist()
 
     samples = [
         base.family.make_sample(ids(sample_tokens - answer_tokens + 1), ids(answer_tokens))
