@@ -17,7 +17,7 @@ from nemo_launcher.families.base import Base
 from nemo_launcher.families.gpt.packing import pack
 from nemo_launcher.megatron.frozen_layer import recompute_layers
 from nemo_launcher.runtime.row_costs import FIXED, RowCosts, cache_folder
-from nemo_launcher.training import calibration
+from nemo_launcher.training import calibration, random_rows
 from nemo_launcher.training.base_setup import tokens_to_train
 from nemo_launcher.training.calibration import _ascending, _few_layers, calibrated_layout, measured_costs
 from tests import t5
@@ -146,7 +146,7 @@ def test_a_failure_leaves_the_fixed_rules(
 
 def test_a_failure_leaves_no_gradients(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first step of the training would add to them."""
-    original, layers = calibration.run_side_by_side, list(base.model.decoder.layers)
+    original, layers = random_rows.run_side_by_side, list(base.model.decoder.layers)
     runs = iter(range(100))
 
     def fail_later(*args: Any, **options: Any) -> object:
@@ -154,7 +154,7 @@ def test_a_failure_leaves_no_gradients(base: Base, monkeypatch: pytest.MonkeyPat
             raise RuntimeError("out of memory")
         return original(*args, **options)
 
-    monkeypatch.setattr(calibration, "run_side_by_side", fail_later)
+    monkeypatch.setattr(random_rows, "run_side_by_side", fail_later)
     assert calibrated_layout(base, LAYOUT, "ia3", 1e6) == LAYOUT
     assert next(runs) == 3
     assert all(parameter.grad is None for parameter in base.model.parameters())
