@@ -70,7 +70,7 @@ def _fitting(bench: Bench, shape: GPTShape) -> Row:
     trained = _trained(bench, shape, "adapter")
     family: Any = GPT
     base: Any = SimpleNamespace(
-        model=trained.model, device=bench.device, family=family, tokenizer=SimpleNamespace(vocab_size=4000)
+        model=trained.model, shape=shape, device=bench.device, family=family, tokenizer=SimpleNamespace(vocab_size=4000)
     )
     fitting = fitting_tokens(base)
     assert fitting is not None, "two rows do not fit, or their peaks do not grow"

@@ -20,8 +20,8 @@ _MIN_SAMPLES = 4
 # shorter rows make small matrices, longer ones exceed the cache and take more memory without a gain. A T5's rows are
 # twice as long: each row reads the weights of both stacks, those of the decoder for a few tokens only.
 _ROW_BYTES = 2048
-# Tokens of a row that keep a GPU busy: longer rows take more memory without a gain.
-_FULL_ROW = 16_384
+FULL_ROW = 16_384
+"""Tokens of a row that keep a GPU busy: longer rows take more memory without a gain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Layout:
         most = float(size * longest)
         if self.costs.fitting_tokens is None:
             return most
-        return max(longest, min(self.costs.fitting_tokens, max(most, _FULL_ROW)))
+        return max(longest, min(self.costs.fitting_tokens, max(most, FULL_ROW)))
 
     def calibrated(self, costs: RowCosts) -> Layout:
         """Return the layout with measured costs. It then has a choice of each concurrency that was measured."""

@@ -17,6 +17,8 @@ from nemo_launcher.families.frozen_model import FrozenModel
 from nemo_launcher.megatron.autograd import Context
 from nemo_launcher.megatron.sizes import tokens_with_logits
 
+_SCALE = 256.0
+"""Factor of the gradients in memory, without which small ones would be subnormal in fp16."""
 OfLogits = Callable[[Tensor, Tensor], Tensor]
 """Returns one or k values of each token, [m] or [m, k], from its own logits, [m, vocabulary], and its label, [m]."""
 
@@ -40,14 +42,8 @@ class _InParts(torch.autograd.Function):
     def forward(
         ctx: Context, hidden: Tensor, labels: Tensor, model: FrozenModel, values: OfLogits, rows: int
     ) -> Tensor:
-        found, gradients = [], []
-        for part, own in zip(hidden.split(rows), labels.split(rows), strict=True):
-            with torch.enable_grad():
-                part = part.detach().requires_grad_()
-                each = values(model.logits_of(part), own)
-                sums = each.reshape(own.numel(), -1).sum(0).unbind()
-            gradients.append(torch.stack([torch.autograd.grad(one, part, retain_graph=True)[0] for one in sums]))
-            found.append(each.detach())
+        pairs = zip(hidden.split(rows), labels.split(rows), strict=True)
+        found, gradients = zip(*(_with_gradients(model, *pair, values) for pair in pairs), strict=True)
         ctx.save_for_backward(torch.cat(gradients, dim=1))  # [k, n, hidden]
         return torch.cat(found)
 
@@ -55,5 +51,16 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         (gradients,) = ctx.saved_tensors
         # The factors stay in fp32: rounded, those of a mean would all be wrong by the same ratio.
-        factors = grad.reshape(gradients.size(1), -1).t()[..., None]
+        factors = grad.reshape(gradients.size(1), -1).t()[..., None] / _SCALE
         return (factors * gradients).sum(0).to(gradients.dtype), None, None, None, None
+
+
+def _with_gradients(model: FrozenModel, hidden: Tensor, labels: Tensor, values: OfLogits) -> tuple[Tensor, Tensor]:
+    """Return the values of some tokens, and _SCALE times the gradient of each of the k values, [k, m, hidden]."""
+    with torch.enable_grad():
+        hidden = hidden.detach().requires_grad_()
+        found = values(model.logits_of(hidden), labels)
+        sums = [_SCALE * each for each in found.reshape(labels.numel(), -1).sum(0).unbind()]
+    last = len(sums) - 1
+    gradients = [torch.autograd.grad(each, hidden, retain_graph=place < last)[0] for place, each in enumerate(sums)]
+    return found.detach(), torch.stack(gradients)

@@ -66,8 +66,8 @@ class PackedAttention(Fusable, MegatronModule):
                 alibi=plan.alibi,
             )
             parts = [attended[:, None]]
-        whole_row = self.uses_flex and not self._is_one_text(plan)
-        if whole_row and plan.decoding is None and not (continues or self._has_dropout() or self.prefixes):
+        whole_row = self.runs_whole_rows() and not self._is_one_text(plan)
+        if whole_row and plan.decoding is None and not continues:
             parts = [self._row(plan, query, key, value)]
         elif plan.decoding is None and self._uses_blocks(query):
             parts = [self._in_blocks(plan, 0, len(plan.groups), query, key, value)]
@@ -120,6 +120,10 @@ class PackedAttention(Fusable, MegatronModule):
         """Return whether the row is one text with causal attention, for which torch's own kernels are faster."""
         plain = len(plan.groups) == 1 and len(plan.groups[0].lengths) == 1
         return plain and plan.alibi is None and plan.needed(self.window) is None
+
+    def runs_whole_rows(self) -> bool:
+        """Return whether FlexAttention computes all texts of a row at once."""
+        return self.uses_flex and not (self._has_dropout() or self.prefixes)
 
     def _has_dropout(self) -> bool:
         return self.training and self.dropout > 0.0
@@ -228,6 +232,12 @@ def set_attention_backend(model: nn.Module, backend: str) -> None:
             uses_flex = flex_error(weight.device, weight.dtype) is None
     for module in modules:
         module.uses_flex = uses_flex and module.softcap is None
+
+
+def is_one_kernel_a_row(model: nn.Module) -> bool:
+    """Return whether attention over a whole row is one kernel in every layer, so that it keeps no masks."""
+    modules = [module for module in model.modules() if isinstance(module, PackedAttention)]
+    return all(module.runs_whole_rows() for module in modules)
 
 
 def _flex_is_faster(modules: Sequence[PackedAttention], dtype: torch.dtype) -> bool:

@@ -16,6 +16,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.megatron import fused
 from nemo_launcher.megatron.kernel_check import Comparison, disagreement, with_gradients
 from nemo_launcher.megatron.rotary import Rotation
+from nemo_launcher.runtime import ranks
 
 _TOKENS, _HIDDEN, _HEAD = 5, 48, 16
 
@@ -23,18 +24,20 @@ _TOKENS, _HIDDEN, _HEAD = 5, 48, 16
 def uses_fused(choice: Kernels, key: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether to use the fused operators; print one line to stderr if `auto` finds that they do not work.
 
-    key: the configuration key of the choice. Raises UserError if they are asked for and do not work. On a CPU they are
-    never used.
+    All ranks must call this and get the same answer. key: the configuration key of the choice. Raises UserError if they
+    are asked for and do not work. On a CPU they are never used.
     """
     if choice == "torch" or device.type == "cpu":
         return False
-    reason = fused_error(device, dtype)
+    reasons = [reason for _, reason in ranks.gather_objects(fused_error(device, dtype))]
+    reason = next(filter(None, reasons), None)
     if reason is None:
         return True
     if choice == "liger":
         fix = f"pip install 'nemo-adapter-launcher[gpu]', or {key}=torch"
         raise UserError(Problem(key, f"liger-kernel does not work here: {reason}", fix))
-    print(f"{key}: torch's operators are used; liger-kernel does not work here: {reason}", file=sys.stderr)
+    if ranks.rank() == 0:
+        print(f"{key}: torch's operators are used, without liger-kernel: {reason}", file=sys.stderr)
     return False
 
 
@@ -67,6 +70,11 @@ def _comparisons(device: torch.device, dtype: torch.dtype) -> Iterator[Compariso
     rotation = Rotation.from_angles(angles, dtype)
     outputs = list(fused.rotate(query, key, rotation.cos, rotation.sin))
     expected = [rotation.apply_rotary(query), rotation.apply_rotary(key)]
+    yield "rotate", with_gradients(outputs, [query, key]), with_gradients(expected, [query, key])
+
+    partial = Rotation.from_angles(angles[..., : _HEAD // 4].repeat(1, 1, 1, 2), dtype)
+    outputs = list(fused.rotate(query, key, partial.cos, partial.sin))
+    expected = [partial.apply_rotary(query), partial.apply_rotary(key)]
     yield "rotate", with_gradients(outputs, [query, key]), with_gradients(expected, [query, key])
 
     projected, grad = drawn(_TOKENS, 1, 2 * _HIDDEN), drawn(_TOKENS, 1, _HIDDEN).detach()

@@ -9,6 +9,7 @@ from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.data.layout import Layout
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.families.base import Base
+from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.attention import set_attention_backend
 from nemo_launcher.megatron.compilation import set_torch_compile
 from nemo_launcher.megatron.frozen_layer import recompute_layers
@@ -33,9 +34,16 @@ def training_layout(
     if settings.nemo_compat or settings.data.layout == "fixed":
         return layout
     known = RowCosts.from_dict(row_costs)
-    if known is not None and (not known.is_calibrated or known.has(layout.choices[0].threads)):
+    if known is not None and _apply_here(known, base, layout):
         return layout.calibrated(known)
     return calibrated_layout(base, layout, method, tokens)
+
+
+def _apply_here(costs: RowCosts, base: Base, layout: Layout) -> bool:
+    """Return whether costs of rows were measured as calibrated_layout would here, perhaps on another machine."""
+    if costs.fitting_tokens is not None:
+        return base.device.type != "cpu" and parallel.tensor_size() * parallel.pipeline_size() == 1
+    return not costs.is_calibrated or (base.device.type == "cpu" and costs.has(layout.choices[0].threads))
 
 
 def tokens_to_train(samples: Sequence[Sample], global_batch_size: int, max_steps: int, max_epochs: int | None) -> float:

@@ -52,13 +52,19 @@ class Fitting:
     """Runs steps with micro-batches that fit.
 
     samples: the data set of the batches' numbers. collate: has packed them. may_cut: whether the result does not depend
-    on the micro-batches.
+    on the micro-batches. fills: whether rows are as long as was measured to fit.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], collate: CollateNumbered | CollateStored, *, may_cut: bool = True
+        self,
+        samples: Sequence[Sample],
+        collate: CollateNumbered | CollateStored,
+        *,
+        may_cut: bool = True,
+        fills: bool = False,
     ) -> None:
         self._samples, self._collate, self._may_cut = samples, collate, may_cut
+        self._advice = f"model.data.layout=fixed with a lower {KEY}" if fills else f"a lower {KEY}"
         self._limit = inf  # tokens of a micro-batch
 
     def run(self, step: Callable[[GlobalBatch], Result], batch: GlobalBatch) -> Result:
@@ -78,7 +84,7 @@ class Fitting:
             cut = self._fitted(batch)
         if self._limit < before:
             what = f"the memory of the GPU ran out: micro-batches have at most {self._limit:,.0f} tokens from now on"
-            print(f"{what}, with the same result; a lower {KEY} avoids the failed attempt", file=sys.stderr, flush=True)
+            print(f"{what}, with the same result; {self._advice} avoids failed attempts", file=sys.stderr, flush=True)
         return result
 
     def _lower(self, batch: GlobalBatch, failed: int) -> None:

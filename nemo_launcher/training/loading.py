@@ -123,7 +123,8 @@ class BatchLoader(DataLoader[object]):
         processes = data.num_workers
         cut = make_collate(settings, family, layout)
         collate = CollateNumbered(cut) if stored is None else CollateStored(cut, stored, family.hidden)
-        self.fitting = Fitting(samples, collate, may_cut=not settings.nemo_compat)
+        fills = layout.costs.fitting_tokens is not None
+        self.fitting = Fitting(samples, collate, may_cut=not settings.nemo_compat, fills=fills)
         super().__init__(
             _Samples(samples),
             batch_sampler=BatchSampler(self._samples_in_order, size, drop_last),

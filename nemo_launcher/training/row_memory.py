@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows that fit into the free memory of a GPU, measured with two rows of random tokens.
 
-What a row keeps for its backward pass grows with its tokens, whatever the method and the layers that recompute. So two
-peaks give the bytes of a token; training.fitting cuts rows that need more than expected.
+Where attention is one kernel a row (FlexAttention), what a row keeps for its backward pass grows with its tokens,
+whatever the method and the layers that recompute. So two peaks give the bytes of a token; training.fitting cuts rows
+that need more than expected. Other kernels of attention keep masks that grow with the square of a group's tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_launcher.adapters.settings import OPTIMIZER_BYTES
+from nemo_launcher.data.layout import FULL_ROW
 from nemo_launcher.families.base import Base
+from nemo_launcher.megatron.attention import is_one_kernel_a_row
 from nemo_launcher.megatron.sizes import LOGIT_BYTES, MAX_LOGITS
 from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.gpu_memory import free_bytes, free_cached, peak_of
@@ -19,6 +22,8 @@ from nemo_launcher.training.random_rows import cleared_gradients, random_row, ru
 
 _LENGTHS = (512, 1024, 2048)  # tokens of the rows; the first compiles kernels and allocates gradients
 _SAMPLE_TOKENS, _ANSWER_TOKENS = 128, 8
+_STEP = 1024  # tokens
+_MASK_BYTES = 4 * FULL_ROW**2  # while the mask of the longest row is made
 _USED_SHARE = 0.8  # of the memory: real rows have prefixes, answers and allocations of other sizes
 
 
@@ -32,12 +37,16 @@ class _Peaks:
     """Bytes beyond what was allocated before."""
 
     def fitting(self, available: float) -> int | None:
-        """Return the tokens of the largest row for `available` bytes; None if the peaks do not grow with the tokens."""
+        """Return the tokens of the largest row for `available` bytes; None if the peaks do not grow with the tokens.
+
+        The number is rounded down, so that a few bytes less do not change the rows of the next training.
+        """
         slope = (self.allocated[1] - self.allocated[0]) / (self.tokens[1] - self.tokens[0])
         if slope <= 0:
             return None
         fixed = max(0.0, self.allocated[0] - slope * self.tokens[0])
-        return max(1, int((available - fixed) / slope))
+        tokens = max(1, int((available - fixed) / slope))
+        return tokens - tokens % _STEP if tokens > _STEP else tokens
 
 
 def fitting_tokens(base: Base) -> int | None:
@@ -45,27 +54,30 @@ def fitting_tokens(base: Base) -> int | None:
 
     All ranks must call this. The adapters' gradients are cleared.
     """
+    if not is_one_kernel_a_row(base.model):
+        return None
     parameters = [parameter for parameter in base.model.parameters() if parameter.requires_grad]
     with cleared_gradients(parameters):
-        peaks = _peaks(base)
+        found = _peaks(base)
     free_cached()
     trained = sum(parameter.numel() for parameter in parameters)
-    reserved = trained * OPTIMIZER_BYTES + MAX_LOGITS * LOGIT_BYTES
-    own = None if peaks is None else peaks.fitting(_USED_SHARE * free_bytes() - reserved)
-    found = [tokens for _, tokens in ranks.gather_objects(own)]
-    known = [tokens for tokens in found if tokens is not None]
-    return min(known) if len(known) == len(found) else None
+    reserved = trained * OPTIMIZER_BYTES + MAX_LOGITS * LOGIT_BYTES + _MASK_BYTES
+    own = found if isinstance(found, int) else found.fitting(_USED_SHARE * free_bytes() - reserved)
+    of_ranks = [tokens for _, tokens in ranks.gather_objects(own)]
+    known = [tokens for tokens in of_ranks if tokens is not None]
+    return min(known) if len(known) == len(of_ranks) else None
 
 
-def _peaks(base: Base) -> _Peaks | None:
-    """Return the peaks of two rows; None if they do not fit."""
-    tokens, peaks = [], []
+def _peaks(base: Base) -> _Peaks | int:
+    """Return the peaks of two rows; if a row does not fit, the number of tokens of the largest that does, or 1."""
+    tokens: list[int] = []
+    peaks: list[int] = []
     for length in _LENGTHS:
         row = random_row(base, length, length, sample_tokens=_SAMPLE_TOKENS, answer_tokens=_ANSWER_TOKENS)
         row = row.to(base.device)
         try:
             peaks.append(peak_of(lambda row=row: run_rows(base, [row])))  # type: ignore[misc]
         except DoesNotFitError:
-            return None
+            return max(tokens, default=1)
         tokens.append(row.num_computed_tokens)
     return _Peaks((tokens[1], tokens[2]), (peaks[1], peaks[2]))

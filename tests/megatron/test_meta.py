@@ -23,7 +23,7 @@ MOST = {
     ("t5", False): (214, 248.5, 319),
     ("t5", True): (120, 154.5, 225),
 }
-LARGE_GB = (98.2, 71, 101.5)
+LARGE_GB = (98.2, 71, 101.6)
 """Gigabytes of a step of the 1.7B shape, of the same methods."""
 COPIES = 14
 MOST_OF_A_STEP = {"llama": 49, "gpt3": 44, "t5": 60}

@@ -229,7 +229,7 @@ class BlockAttention(PackedAttention):
     ) -> Tensor:
         """Return [s, b, heads * head_dim]; query, key, value: [s, b, heads, head_dim]."""
         plan = attention_mask
-        if self.uses_flex and isinstance(plan, BlockPlan) and not (self._has_dropout() or self.prefixes):
+        if isinstance(plan, BlockPlan) and self.runs_whole_rows():
             return self._row_of(plan, query, key, value).flatten(2)
         return plan.attend(self.layer_number, self._attend_scaled, query, key, value).flatten(2)
 
