@@ -15,6 +15,14 @@ MINIMUM_PYTHON = (3, 10)
 MINIMUM_VERSIONS = {"torch": "2.6", "transformers": "4.57.1"}
 """The lower bounds in pyproject.toml of what containers bring along."""
 
+UNUSED = frozenset(
+    (
+        *("transformer_engine", "flash_attn", "flash_attn_3", "apex", "grouped_gemm", "mamba_ssm", "causal_conv1d"),
+        *("fla", "xformers", "nvidia_resiliency_ext", "modelopt", "deep_ep", "flash_mla", "fast_hadamard_transform"),
+    )
+)
+"""Packages that megatron-core and nemo_toolkit import where they are installed, and that nothing here needs."""
+
 
 def python_problem() -> str | None:
     """Return what is wrong with this version of Python; None if it is supported."""
@@ -47,6 +55,28 @@ def check_libraries() -> None:
     ]
     if old:
         raise UserError(old)
+
+
+def refuse_broken(error: Exception) -> None:
+    """Raise UserError if an import failed inside an installed package that nothing here needs; return otherwise.
+
+    megatron-core imports such packages where they are installed. One that was compiled for another version of torch
+    fails with an error that tells neither that nor the way out.
+    """
+    from nemo_launcher.errors import Problem, UserError
+
+    names, trace = [], error.__traceback__
+    while trace is not None:
+        names.append(str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0])
+        trace = trace.tb_next
+    broken = [name for name in names if name in UNUSED]
+    if not broken:
+        return
+    name = broken[-1].replace("_", "-")
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    fix = f"{sys.executable} -m pip uninstall {name}: nothing here needs it; or install a build for this torch"
+    where = f"{name} {_version(name)}".rstrip()
+    raise UserError(Problem(where, f"is installed, but cannot be imported: {reason}", fix)) from error
 
 
 def is_transformers_5() -> bool:

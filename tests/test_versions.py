@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -117,3 +119,25 @@ def test_the_documents_name_the_lowest_python() -> None:
     }
     assert {version for _, version in named} == {LOWEST_PYTHON}
     assert {name for name, _ in named} >= {"README.md", "CONTRIBUTING.md"}
+
+
+@pytest.mark.parametrize(
+    ("package", "error"),
+    [("transformer_engine", "ImportError"), ("transformer_engine", "RuntimeError"), ("flash_attn", "OSError")],
+)
+def test_a_broken_package_that_nothing_needs_is_told(package: str, error: str, tmp_path: Path) -> None:
+    """As one that was compiled for another version of torch."""
+    folder = tmp_path / package
+    folder.mkdir()
+    (folder / "__init__.py").write_text(f"raise {error}('libtorch.so: undefined symbol: _ZN3c104impl')\n")
+    (tmp_path / "train.txt").write_text("")
+    console = "import sys; from nemo_launcher.entry import console; sys.exit(console())"
+    program = [sys.executable, "-c", console, "score", "--base", "no.nemo", str(tmp_path / "train.txt")]
+    path = os.pathsep.join((str(tmp_path), str(ROOT)))
+    done = subprocess.run(
+        program, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"{package.replace('_', '-')}: is installed, but cannot be imported: libtorch.so: undefined" in done.stderr
+    assert "uninstall" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -14,7 +14,7 @@ import gc
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-from nemo_launcher.requirements import check_libraries
+from nemo_launcher.requirements import check_libraries, refuse_broken
 from nemo_launcher.runtime.deferred import defer
 
 
@@ -23,7 +23,7 @@ def quick_imports() -> Iterator[None]:
     """Defer unused modules while the body imports others, and afterwards.
 
     Python's garbage collector is disabled meanwhile: imported objects stay alive, and scanning them repeatedly takes a
-    fifth of the time. Raises UserError if a library is too old.
+    fifth of the time. Raises UserError if a library is too old, or if one that nothing here needs is broken.
     """
     check_libraries()
     collecting = gc.isenabled()
@@ -31,6 +31,9 @@ def quick_imports() -> Iterator[None]:
     try:
         _defer_unused()
         yield
+    except Exception as error:
+        refuse_broken(error)
+        raise
     finally:
         gc.freeze()  # later collections skip the imported objects too
         if collecting:
