@@ -13,7 +13,7 @@ from benchmarks.gpu_models import Bench, Row, Trained, attempt, batch_of, large_
 from nemo_launcher.families.gpt.shape import GPTShape
 from nemo_launcher.megatron.attention import set_attention_backend
 from nemo_launcher.megatron.fused import set_fused
-from nemo_launcher.megatron.fused_check import fused_error
+from nemo_launcher.megatron.fused_check import can_fuse
 
 
 def peers(bench: Bench) -> Iterator[Row]:
@@ -26,7 +26,7 @@ def peers(bench: Bench) -> Iterator[Row]:
     shapes = {"SmolLM2-135M": smollm(bench), large: shape}
     for name, shape in shapes.items():
         yield from attempt(lambda shape=shape: _ours(bench, shape, samples), model=name, of="ours")
-    for fused in (False, True):  # Liger changes the classes of transformers
+    for fused in (False, True):  # without Liger first: it patches transformers' classes for the rest of the process
         for name, shape in shapes.items():
             for size in (8, 64):
                 yield from attempt(
@@ -40,7 +40,7 @@ def peers(bench: Bench) -> Iterator[Row]:
 def _ours(bench: Bench, shape: GPTShape, samples: Sequence[Any]) -> Row:
     trained = Trained(shape, "ia3", bench.dtype, bench.device)
     set_attention_backend(trained.model, "auto")
-    set_fused(trained.model, bench.is_gpu and fused_error(bench.device, bench.dtype) is None)
+    set_fused(trained.model, can_fuse(bench.device, bench.dtype))
     batch = batch_of(list(samples), bench.device)
     return {"sample_tokens_per_second": batch.sample_tokens / bench.seconds(trained.step(batch), warm=1, rounds=3)}
 

@@ -15,12 +15,7 @@ MINIMUM_PYTHON = (3, 10)
 MINIMUM_VERSIONS = {"torch": "2.6", "transformers": "4.57.1"}
 """The lower bounds in pyproject.toml of what containers bring along."""
 
-UNUSED = frozenset(
-    (
-        *("transformer_engine", "flash_attn", "flash_attn_3", "apex", "grouped_gemm", "mamba_ssm", "causal_conv1d"),
-        *("fla", "xformers", "nvidia_resiliency_ext", "modelopt", "deep_ep", "flash_mla", "fast_hadamard_transform"),
-    )
-)
+OPTIONAL_IMPORTS = ("transformer_engine", "flash_attn", "flash_attn_3", "apex", "grouped_gemm", "mamba_ssm", "xformers")
 """Packages that megatron-core and nemo_toolkit import where they are installed, and that nothing here needs."""
 
 
@@ -61,7 +56,7 @@ def refuse_broken(error: Exception) -> None:
     """Raise UserError if an import failed inside an installed package that nothing here needs; return otherwise.
 
     megatron-core imports such packages where they are installed. One that was compiled for another version of torch
-    fails with an error that tells neither that nor the way out.
+    fails with an error that explains neither the cause nor the fix.
     """
     from nemo_launcher.errors import Problem, UserError
 
@@ -69,7 +64,7 @@ def refuse_broken(error: Exception) -> None:
     while trace is not None:
         names.append(str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0])
         trace = trace.tb_next
-    broken = [name for name in names if name in UNUSED]
+    broken = [name for name in names if name in OPTIONAL_IMPORTS]
     if not broken:
         return
     name = broken[-1].replace("_", "-")

@@ -103,7 +103,9 @@ def load_config(arguments: Sequence[str]) -> dict[str, object]:
         raise UserError(Problem(str(error.full_key), str(error.msg).splitlines()[0])) from error
 
 
-_LESS_MEMORY = "lower model.micro_batch_size (of an evaluation, inference.batch_size)"
+_LESS_MEMORY = (
+    "set model.data.layout=fixed and lower model.micro_batch_size (of an evaluation, lower inference.batch_size)"
+)
 _LOST = "another rank has ended, and this one with it; the other rank's message or exit status tells why"
 
 

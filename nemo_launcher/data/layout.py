@@ -81,7 +81,7 @@ class Layout:
     def most_tokens(self, size: int, longest: int) -> float:
         """Return the maximum number of tokens of a micro-batch: those of `size` of the longest samples.
 
-        Where it is known what fits into the memory of a GPU, that, but no more than the GPU needs to be busy.
+        Where it is known what fits into the memory of a GPU, at least FULL_ROW, but not more than fits.
         """
         most = float(size * longest)
         if self.costs.fitting_tokens is None:

@@ -23,7 +23,7 @@ from nemo_launcher.evaluation.sampling import Request
 from nemo_launcher.families.base import Base, load_base
 from nemo_launcher.files.values import Section, below
 from nemo_launcher.megatron.fused import set_fused
-from nemo_launcher.megatron.fused_check import fused_error
+from nemo_launcher.megatron.fused_check import can_fuse
 from nemo_launcher.runtime.precision import computed_dtype
 
 
@@ -50,7 +50,7 @@ class Session:
         """
         dtype, overrides = computed_dtype(precision, "--precision"), parse_settings(settings)
         loaded = load_base(base, dtype=dtype)
-        set_fused(loaded.model, loaded.device.type != "cpu" and fused_error(loaded.device, loaded.dtype) is None)
+        set_fused(loaded.model, can_fuse(loaded.device, loaded.dtype))
         return cls._with(loaded, adapter, overrides)
 
     def with_adapter(self, adapter: str | Path | None) -> Session:

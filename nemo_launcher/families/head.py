@@ -23,27 +23,30 @@ OfLogits = Callable[[Tensor, Tensor], Tensor]
 """Returns one or k values of each token, [m] or [m, k], from its own logits, [m, vocabulary], and its label, [m]."""
 
 
-def over_logits(model: FrozenModel, hidden: Tensor, labels: Tensor, values: OfLogits) -> Tensor:
-    """Return the values of all tokens, [n] or [n, k]; hidden: what the head reads, [n, hidden]; labels: [n]."""
+def over_logits(model: FrozenModel, hidden: Tensor, labels: Tensor, of_logits: OfLogits) -> Tensor:
+    """Return the values of all tokens, [n] or [n, k]; hidden: what the head reads, [n, hidden]; labels: [n].
+
+    The head is frozen, and the values of a token follow from its own logits only.
+    """
     rows = tokens_with_logits(model.num_logits)
     if labels.numel() <= rows:
-        return values(model.logits_of(hidden), labels)
+        return of_logits(model.logits_of(hidden), labels)
     if torch.is_grad_enabled() and hidden.requires_grad:
-        output: Tensor = _InParts.apply(hidden, labels, model, values, rows)
+        output: Tensor = _InParts.apply(hidden, labels, model, of_logits, rows)
         return output
     pairs = zip(hidden.split(rows), labels.split(rows), strict=True)
-    return torch.cat([values(model.logits_of(part), own) for part, own in pairs])
+    return torch.cat([of_logits(model.logits_of(part), own) for part, own in pairs])
 
 
 class _InParts(torch.autograd.Function):
-    """The values, whose gradients of the hidden states are computed in the forward pass."""
+    """Computes the values part by part, each with its gradient of the hidden states, so that backward needs no logits."""
 
     @staticmethod
     def forward(
-        ctx: Context, hidden: Tensor, labels: Tensor, model: FrozenModel, values: OfLogits, rows: int
+        ctx: Context, hidden: Tensor, labels: Tensor, model: FrozenModel, of_logits: OfLogits, rows: int
     ) -> Tensor:
         pairs = zip(hidden.split(rows), labels.split(rows), strict=True)
-        found, gradients = zip(*(_with_gradients(model, *pair, values) for pair in pairs), strict=True)
+        found, gradients = zip(*(_with_gradients(model, *pair, of_logits) for pair in pairs), strict=True)
         ctx.save_for_backward(torch.cat(gradients, dim=1))  # [k, n, hidden]
         return torch.cat(found)
 
@@ -55,11 +58,11 @@ class _InParts(torch.autograd.Function):
         return (factors * gradients).sum(0).to(gradients.dtype), None, None, None, None
 
 
-def _with_gradients(model: FrozenModel, hidden: Tensor, labels: Tensor, values: OfLogits) -> tuple[Tensor, Tensor]:
+def _with_gradients(model: FrozenModel, hidden: Tensor, labels: Tensor, of_logits: OfLogits) -> tuple[Tensor, Tensor]:
     """Return the values of some tokens, and _SCALE times the gradient of each of the k values, [k, m, hidden]."""
     with torch.enable_grad():
         hidden = hidden.detach().requires_grad_()
-        found = values(model.logits_of(hidden), labels)
+        found = of_logits(model.logits_of(hidden), labels)
         sums = [_SCALE * each for each in found.reshape(labels.numel(), -1).sum(0).unbind()]
     last = len(sums) - 1
     gradients = [torch.autograd.grad(each, hidden, retain_graph=place < last)[0] for place, each in enumerate(sums)]

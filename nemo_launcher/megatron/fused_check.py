@@ -22,7 +22,7 @@ _TOKENS, _HIDDEN, _HEAD = 5, 48, 16
 
 
 def uses_fused(choice: Kernels, key: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether to use the fused operators; print one line to stderr if `auto` finds that they do not work.
+    """Return whether to use the fused operators, and print which are used to stderr.
 
     All ranks must call this and get the same answer. key: the configuration key of the choice. Raises UserError if they
     are asked for and do not work. On a CPU they are never used.
@@ -32,13 +32,20 @@ def uses_fused(choice: Kernels, key: str, device: torch.device, dtype: torch.dty
     reasons = [reason for _, reason in ranks.gather_objects(fused_error(device, dtype))]
     reason = next(filter(None, reasons), None)
     if reason is None:
+        if ranks.rank() == 0:
+            print(f"{key}: liger-kernel's operators", file=sys.stderr)
         return True
     if choice == "liger":
         fix = f"pip install 'nemo-adapter-launcher[gpu]', or {key}=torch"
         raise UserError(Problem(key, f"liger-kernel does not work here: {reason}", fix))
     if ranks.rank() == 0:
-        print(f"{key}: torch's operators are used, without liger-kernel: {reason}", file=sys.stderr)
+        print(f"{key}: torch's operators, because liger-kernel does not work: {reason}", file=sys.stderr)
     return False
+
+
+def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether this process can use the fused operators; False on a CPU."""
+    return device.type != "cpu" and fused_error(device, dtype) is None
 
 
 def fused_error(device: torch.device, dtype: torch.dtype) -> str | None:

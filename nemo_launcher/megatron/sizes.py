@@ -12,7 +12,7 @@ from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.files.values import Section, whole
 
 MAX_LOGITS = 2**25
-"""The number of logits that are in memory at a time, unless those of one token are more: 128 MiB in fp32."""
+"""The number of logits computed at a time, or those of one token if they are more; 384 MiB with LOGIT_BYTES."""
 
 LOGIT_BYTES = 12
 """Bytes per logit at the start of the backward pass: log-probability and two gradients in fp32 (families.head)."""

@@ -9,7 +9,6 @@ from nemo_launcher.config.sections.learning import Ia3Model
 from nemo_launcher.data.layout import Layout
 from nemo_launcher.data.samples import Sample
 from nemo_launcher.families.base import Base
-from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.attention import set_attention_backend
 from nemo_launcher.megatron.compilation import set_torch_compile
 from nemo_launcher.megatron.frozen_layer import recompute_layers
@@ -19,6 +18,7 @@ from nemo_launcher.runtime import ranks
 from nemo_launcher.runtime.row_costs import RowCosts
 from nemo_launcher.training.base_dropout import set_base_dropout
 from nemo_launcher.training.calibration import calibrated_layout
+from nemo_launcher.training.row_memory import fills_rows
 from nemo_launcher.training.workers import layout_for
 
 
@@ -34,15 +34,15 @@ def training_layout(
     if settings.nemo_compat or settings.data.layout == "fixed":
         return layout
     known = RowCosts.from_dict(row_costs)
-    if known is not None and _apply_here(known, base, layout):
+    if known is not None and _hold_here(known, base, layout):
         return layout.calibrated(known)
     return calibrated_layout(base, layout, method, tokens)
 
 
-def _apply_here(costs: RowCosts, base: Base, layout: Layout) -> bool:
-    """Return whether costs of rows were measured as calibrated_layout would here, perhaps on another machine."""
+def _hold_here(costs: RowCosts, base: Base, layout: Layout) -> bool:
+    """Return whether known costs of rows hold on this kind of device, perhaps measured on another machine."""
     if costs.fitting_tokens is not None:
-        return base.device.type != "cpu" and parallel.tensor_size() * parallel.pipeline_size() == 1
+        return fills_rows(base)
     return not costs.is_calibrated or (base.device.type == "cpu" and costs.has(layout.choices[0].threads))
 
 

@@ -38,16 +38,17 @@ def calibrated_layout(base: Base, layout: Layout, method: str, tokens: float) ->
     """Return the layout with this machine's costs of rows, from the cache or measured now. All ranks must call this.
 
     method: the adapter method. tokens: those of all samples that will be trained; if there are few, nothing is
-    measured. Neither is it in a model split over ranks, whose micro-batches run one after the other. If measuring
-    fails, or an earlier process was killed by it, the fixed rules apply. On a GPU, the rows that fit are measured.
+    measured on a CPU. If measuring fails, or an earlier process was killed by it, the fixed rules apply. On a GPU, the
+    rows that fit are measured (training.row_memory). Nothing is measured in a model that is split over ranks, whose
+    micro-batches run one after the other.
     """
-    if parallel.tensor_size() > 1 or parallel.pipeline_size() > 1:
-        return layout
     if base.device.type != "cpu":
         fitting = fitting_tokens(base)
         if fitting is not None:
-            print(f"about {fitting:,} tokens of a row fit into {gpu_size()}", flush=True)
+            print(f"a row of about {fitting:,} tokens would fit into {gpu_size()}", flush=True)
         return layout.calibrated(replace(FIXED, fitting_tokens=fitting))
+    if parallel.tensor_size() > 1 or parallel.pipeline_size() > 1:
+        return layout
     found = ranks.broadcast_from_rank_zero(lambda: _costs(base, layout, method, tokens).as_dict())
     return layout.calibrated(RowCosts.from_dict(found) or FIXED)
 

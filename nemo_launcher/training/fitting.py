@@ -20,6 +20,7 @@ from nemo_launcher.data.samples import Batch, Sample
 from nemo_launcher.errors import Problem, UserError
 from nemo_launcher.megatron import parallel
 from nemo_launcher.runtime.gpu_memory import free_cached, gpu_size, is_out_of_memory
+from nemo_launcher.runtime.row_costs import RowCosts
 from nemo_launcher.training.hidden_states import CollateStored
 
 KEY = "model.micro_batch_size"
@@ -67,6 +68,12 @@ class Fitting:
         self._advice = f"model.data.layout=fixed with a lower {KEY}" if fills else f"a lower {KEY}"
         self._limit = inf  # tokens of a micro-batch
 
+    def kept(self, costs: RowCosts) -> RowCosts:
+        """Return the costs of rows for a checkpoint: a training that resumes does not try again what has not fitted."""
+        if costs.fitting_tokens is None or self._limit == inf:
+            return costs
+        return replace(costs, fitting_tokens=min(costs.fitting_tokens, max(1, int(self._limit))))
+
     def run(self, step: Callable[[GlobalBatch], Result], batch: GlobalBatch) -> Result:
         """Return the result of a step that raises DoesNotFitError if a micro-batch does not fit.
 
@@ -84,7 +91,8 @@ class Fitting:
             cut = self._fitted(batch)
         if self._limit < before:
             what = f"the memory of the GPU ran out: micro-batches have at most {self._limit:,.0f} tokens from now on"
-            print(f"{what}, with the same result; {self._advice} avoids failed attempts", file=sys.stderr, flush=True)
+            same = "with the same loss and gradients but for masks of dropout"
+            print(f"{what}, {same}; {self._advice} avoids failed attempts", file=sys.stderr, flush=True)
         return result
 
     def _lower(self, batch: GlobalBatch, failed: int) -> None:

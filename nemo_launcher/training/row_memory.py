@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows that fit into the free memory of a GPU, measured with two rows of random tokens.
+"""The rows that fit into the free memory of a GPU, measured with two rows of random tokens after one that compiles.
 
 Where attention is one kernel a row (FlexAttention), what a row keeps for its backward pass grows with its tokens,
 whatever the method and the layers that recompute. So two peaks give the bytes of a token; training.fitting cuts rows
@@ -8,11 +8,12 @@ that need more than expected. Other kernels of attention keep masks that grow wi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from nemo_launcher.adapters.settings import OPTIMIZER_BYTES
-from nemo_launcher.data.layout import FULL_ROW
 from nemo_launcher.families.base import Base
+from nemo_launcher.megatron import parallel
 from nemo_launcher.megatron.attention import is_one_kernel_a_row
 from nemo_launcher.megatron.sizes import LOGIT_BYTES, MAX_LOGITS
 from nemo_launcher.runtime import ranks
@@ -22,8 +23,8 @@ from nemo_launcher.training.random_rows import cleared_gradients, random_row, ru
 
 _LENGTHS = (512, 1024, 2048)  # tokens of the rows; the first compiles kernels and allocates gradients
 _SAMPLE_TOKENS, _ANSWER_TOKENS = 128, 8
-_STEP = 1024  # tokens
-_MASK_BYTES = 4 * FULL_ROW**2  # while the mask of the longest row is made
+_ROUNDED_TO = 1024
+_MASK_BYTES = 4  # of each pair of tokens: torch makes FlexAttention's whole mask before it compresses it
 _USED_SHARE = 0.8  # of the memory: real rows have prefixes, answers and allocations of other sizes
 
 
@@ -45,8 +46,16 @@ class _Peaks:
         if slope <= 0:
             return None
         fixed = max(0.0, self.allocated[0] - slope * self.tokens[0])
-        tokens = max(1, int((available - fixed) / slope))
-        return tokens - tokens % _STEP if tokens > _STEP else tokens
+        left = max(0.0, available - fixed)
+        # slope * tokens + _MASK_BYTES * tokens**2 = left
+        tokens = max(1, int((math.sqrt(slope**2 + 4 * _MASK_BYTES * left) - slope) / (2 * _MASK_BYTES)))
+        return tokens - tokens % _ROUNDED_TO if tokens > _ROUNDED_TO else tokens
+
+
+def fills_rows(base: Base) -> bool:
+    """Return whether rows are as long as fits: on a GPU that has the whole model, whose attention keeps no masks."""
+    is_whole = parallel.tensor_size() * parallel.pipeline_size() == 1
+    return base.device.type != "cpu" and is_whole and is_one_kernel_a_row(base.model)
 
 
 def fitting_tokens(base: Base) -> int | None:
@@ -54,18 +63,21 @@ def fitting_tokens(base: Base) -> int | None:
 
     All ranks must call this. The adapters' gradients are cleared.
     """
-    if not is_one_kernel_a_row(base.model):
-        return None
+    own = _fitting_here(base) if fills_rows(base) else None
+    of_ranks = [tokens for _, tokens in ranks.gather_objects(own)]
+    known = [tokens for tokens in of_ranks if tokens is not None]
+    return min(known) if len(known) == len(of_ranks) else None
+
+
+def _fitting_here(base: Base) -> int | None:
+    """Return the tokens of a row that fit into this rank's GPU; None if the peaks do not grow with the tokens."""
     parameters = [parameter for parameter in base.model.parameters() if parameter.requires_grad]
     with cleared_gradients(parameters):
         found = _peaks(base)
     free_cached()
     trained = sum(parameter.numel() for parameter in parameters)
-    reserved = trained * OPTIMIZER_BYTES + MAX_LOGITS * LOGIT_BYTES + _MASK_BYTES
-    own = found if isinstance(found, int) else found.fitting(_USED_SHARE * free_bytes() - reserved)
-    of_ranks = [tokens for _, tokens in ranks.gather_objects(own)]
-    known = [tokens for tokens in of_ranks if tokens is not None]
-    return min(known) if len(known) == len(of_ranks) else None
+    reserved = trained * OPTIMIZER_BYTES + MAX_LOGITS * LOGIT_BYTES
+    return found if isinstance(found, int) else found.fitting(_USED_SHARE * free_bytes() - reserved)
 
 
 def _peaks(base: Base) -> _Peaks | int:

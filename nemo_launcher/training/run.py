@@ -62,7 +62,7 @@ def train(job: Loaded[Learning]) -> None:
     allow_tf32(config.trainer.tf32)
     if config.model.torch_compile:
         check_torch_compile(parallel.local_device(), "model.torch_compile")
-    if config.model.fused_kernels == "liger":
+    if config.model.fused_kernels == "liger":  # refused before data and base are read
         uses_fused("liger", "model.fused_kernels", parallel.local_device(), dtype)
     templates = _checked_data(job)
     finds = [RATE] if finds_rate(job.values) else []

@@ -116,5 +116,7 @@ def test_a_job_ends_without_a_traceback(job: str, adapter: Path, tiny_base: Path
         config = evaluation_config(tiny_base, adapter, data, tmp_path)
     ended = run_script(job, config, tmp_path, before=without_memory)
     assert ended.status == 2, ended.output
-    assert "the memory of the GPU ran out: CUDA error: out of memory more\n    -> lower model." in ended.output
+    assert (
+        "the memory of the GPU ran out: CUDA error: out of memory more\n    -> set model.data.layout=" in ended.output
+    )
     assert "Traceback" not in ended.output

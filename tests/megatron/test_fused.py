@@ -37,7 +37,7 @@ def test_a_missing_liger_is_told_once_and_torch_is_used(
 ) -> None:
     monkeypatch.setattr(fused_check, "find_spec", lambda name: None)
     assert not fused_check.uses_fused("auto", "model.fused_kernels", META, torch.bfloat16)
-    assert "without liger-kernel: it is not installed" in capsys.readouterr().err
+    assert "because liger-kernel does not work: it is not installed" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"model\.fused_kernels=torch"):
         fused_check.uses_fused("liger", "model.fused_kernels", META, torch.bfloat16)
 

@@ -19,6 +19,7 @@ from nemo_launcher.data.row_tree import RowForest
 from nemo_launcher.data.samples import Batch, Sample
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import Base, load_base
+from nemo_launcher.runtime.row_costs import FIXED, RowCosts
 from nemo_launcher.training import depth_first, step
 from nemo_launcher.training import fitting as fitting_module
 from nemo_launcher.training.fitting import DoesNotFitError, Fitting, fits
@@ -123,6 +124,12 @@ def test_loss_and_gradients_are_those_without_the_failure(
         assert_equal(result(base, adapters, batch, fitting=fitting), wanted)  # a later step
         assert limited.failures == failures
         assert capfd.readouterr().err == ""
+    kept = fitting.kept(RowCosts(fitting_tokens=10**6)).fitting_tokens
+    assert kept is not None
+    assert 0 < kept < 10**6  # a training that resumes begins with rows that fit
+    assert fitting.kept(FIXED) == FIXED
+    unfailed = collated(base, samples, 5)[1]
+    assert unfailed.kept(RowCosts(fitting_tokens=7)).fitting_tokens == 7
 
 
 @pytest.fixture(scope="module")

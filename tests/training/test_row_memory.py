@@ -32,7 +32,9 @@ BYTES, CONSTANT = 1000, 70_000
 class Gpu:
     """A GPU with some free bytes, in which a row takes BYTES for each token and CONSTANT besides."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, free: float, largest: float = float("inf")) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, free: float, largest: float = float("inf"), masks: float = 1e-6
+    ) -> None:
         self.rows: list[int] = []
         self.largest = largest
         run = row_memory.run_rows
@@ -52,8 +54,8 @@ class Gpu:
         monkeypatch.setattr(row_memory, "free_bytes", lambda: free)
         monkeypatch.setattr(row_memory, "free_cached", lambda: None)
         monkeypatch.setattr(row_memory, "MAX_LOGITS", 0)
-        monkeypatch.setattr(row_memory, "_MASK_BYTES", 0)
-        monkeypatch.setattr(row_memory, "is_one_kernel_a_row", lambda model: True)
+        monkeypatch.setattr(row_memory, "_MASK_BYTES", masks)
+        monkeypatch.setattr(row_memory, "fills_rows", lambda base: True)
 
 
 @pytest.mark.parametrize("make", [tiny_gpt_nemo, t5.tiny_base])
@@ -66,6 +68,8 @@ def test_two_peaks_give_the_tokens_that_fit(
     found = row_memory.fitting_tokens(base)
     assert len(set(gpu.rows)) == 3
     assert found == 4096  # a multiple of 1,024
+    monkeypatch.setattr(row_memory, "_MASK_BYTES", 1)  # 2,791 tokens: 1000 * n + n * n bytes
+    assert row_memory.fitting_tokens(base) == 1024
     assert all(parameter.grad is None for parameter in adapters.parameters())
 
 
@@ -121,17 +125,20 @@ def test_a_resumed_training_uses_what_was_measured_only_where_it_would_measure(
     kept = RowCosts(fitting_tokens=5000)
     plain = Layout.one_after_the_other(4)
     on_gpu = replace(base, device=torch.device("cuda"))
-    assert base_setup._apply_here(kept, on_gpu, plain)
-    assert not base_setup._apply_here(kept, base, plain)
-    monkeypatch.setattr(base_setup.parallel, "tensor_size", lambda: 2)
-    assert not base_setup._apply_here(kept, on_gpu, plain)
-    monkeypatch.setattr(base_setup.parallel, "tensor_size", lambda: 1)
-    monkeypatch.setattr(base_setup.parallel, "pipeline_size", lambda: 2)
-    assert not base_setup._apply_here(kept, on_gpu, plain)
+    assert not base_setup._hold_here(kept, on_gpu, plain)  # as after a change to attention_backend=sdpa
+    for module in base.model.modules():
+        if isinstance(module, PackedAttention):
+            module.uses_flex = True
+    assert base_setup._hold_here(kept, on_gpu, plain)
+    assert not base_setup._hold_here(kept, base, plain)
+    for name in ("tensor_size", "pipeline_size"):
+        with monkeypatch.context() as patch:
+            patch.setattr(row_memory.parallel, name, lambda: 2)
+            assert not base_setup._hold_here(kept, on_gpu, plain)
     of_cpu = RowCosts((16, 64), {1: (1.0, 2.0)})
-    assert base_setup._apply_here(of_cpu, base, plain)
-    assert not base_setup._apply_here(of_cpu, on_gpu, plain)
-    assert base_setup._apply_here(FIXED, on_gpu, plain)
+    assert base_setup._hold_here(of_cpu, base, plain)
+    assert not base_setup._hold_here(of_cpu, on_gpu, plain)
+    assert base_setup._hold_here(FIXED, on_gpu, plain)
 
 
 def test_the_smallest_gpu_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +149,10 @@ def test_the_smallest_gpu_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(row_memory.ranks, "gather_objects", lambda own: [("here", own), *others])
     assert row_memory.fitting_tokens(base) == 700
     others.append(("c", None))
+    assert row_memory.fitting_tokens(base) is None
+    others.pop()
+    monkeypatch.setattr(row_memory, "fills_rows", lambda base: False)  # on this rank alone
+    others.append(("here", 700))
     assert row_memory.fitting_tokens(base) is None
 
 

@@ -198,7 +198,7 @@ class LearningData:
     pack: bool = True
     """Whether samples with a shared prefix stay in one forward pass, even beyond `micro_batch_size`."""
     layout: Literal["auto", "fixed"] = optional("auto")
-    """How rows are cut: by measured costs and memory of a GPU, or by fixed rules, alike on all machines."""
+    """How rows are cut: `auto`, by measured costs on a CPU and free memory of a GPU; `fixed`, the same everywhere."""
     traversal: Traversal = optional("auto")
     """How samples with a shared prefix are computed: `breadth`, all branches at once, or `depth`, one after another.
 
@@ -222,7 +222,7 @@ class Ia3Model:
     global_batch_size: Count
     """Samples per optimizer step, over all ranks."""
     micro_batch_size: Count
-    """Samples per forward pass on one rank; with `data.layout=auto`, a GPU takes as many as fit into its memory."""
+    """Samples per forward pass on one rank; with `data.layout=auto`, rows on a GPU are usually longer."""
     language_model_path: PathText
     """The archive of the frozen base model."""
     new_tasks: list[str]

@@ -228,7 +228,7 @@ class AdapterLearningModel(ModelPT):
         checkpoint["record"] = self.record
         checkpoint |= self.best.as_dict()
         checkpoint["loss_scale"] = self.loss_scale.state_dict()
-        checkpoint["row_costs"] = self.layout.costs.as_dict()
+        checkpoint["row_costs"] = self.train_loader.fitting.kept(self.layout.costs).as_dict()
 
     def describe_saved(self) -> str:
         """Return a text about the files that exist if training stops now."""
