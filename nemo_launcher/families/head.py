@@ -39,7 +39,7 @@ def over_logits(model: FrozenModel, hidden: Tensor, labels: Tensor, of_logits: O
 
 
 class _InParts(torch.autograd.Function):
-    """Computes the values part by part, each with its gradient of the hidden states, so that backward needs no logits."""
+    """Computes values part by part, with the gradients of the hidden states, so that backward needs no logits."""
 
     @staticmethod
     def forward(
