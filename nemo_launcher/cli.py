@@ -77,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return _fail(exit_status.FAILED, message)
     except RuntimeError as error:
-        message = out_of_memory_message(error, "lower the batch size, use --precision bf16 (16 before Ampere)")
+        message = out_of_memory_message(
+            error, "lower --batch-size (of lm-eval: --batch_size), use --precision bf16 (16 before Ampere)"
+        )
         if message is None:
             raise
         return _fail(exit_status.USER_ERROR, message)
