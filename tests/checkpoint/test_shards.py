@@ -17,6 +17,7 @@ from nemo_launcher.checkpoint.tensors import read_tensors
 from nemo_launcher.errors import UserError
 from nemo_launcher.families.base import load_base
 from nemo_launcher.inspection import inspect
+from nemo_launcher.requirements import is_at_least
 from tests import gpt, t5
 from tests.checkpoint.sharding import _LAYER, GPTS, Cut, gpt_config, gpt_cut, sharded_gpt, stored_gpt
 from tests.engine import logits_of
@@ -39,8 +40,9 @@ def test_a_gpt_of_many_files_is_that_of_one(name: str, sizes: tuple[int, int], t
     ids = torch.randint(0, 200, (1, 30), generator=torch.Generator().manual_seed(1))
     wanted, found = (logits_of(path, ids)[0] for path in (one, many))
     assert found.size(1) >= wanted.size(1)
-    # the head may have more rows, and some versions of torch round products of other sizes otherwise
-    torch.testing.assert_close(found[:, : wanted.size(1)], wanted, rtol=0, atol=1e-6)
+    # older versions of torch round products of other sizes otherwise; the head may have more rows
+    allowed = 0.0 if is_at_least("torch", "2.13") else 1e-6
+    torch.testing.assert_close(found[:, : wanted.size(1)], wanted, rtol=0, atol=allowed)
     facts = inspect(many)
     assert (facts["tensor_model_parallel_size"], facts["pipeline_model_parallel_size"]) == sizes
     assert facts["fingerprint"] == inspect(one)["fingerprint"]

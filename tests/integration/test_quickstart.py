@@ -122,10 +122,10 @@ def test_predictions_name_question_answers_and_prediction(results: Path) -> None
 @pytest.mark.extended
 def test_ia3_lifts_f1_too(data: Path, results: Path) -> None:
     # The frozen base has answered these questions in the other quickstart.
-    shorter = (*shortened("ia3_learning", data), "evaluation.compare_with_base=False")
+    shorter = (f"data_dir={data}", "ia3_learning.trainer.max_epochs=1", "evaluation.compare_with_base=False")
     done = launch("--config-name", "quickstart_ia3", f"base_results_dir={results}", *shorter)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "conversion_hf2nemo: skipped: " in done.stdout  # the base is not converted again
     summary = summary_of(results / "quickstart_ia3")
-    assert summary["adapter"]["f1"] - summary_of(results / "quickstart")["base"]["f1"] >= 0.15
+    assert summary["adapter"]["f1"] - summary_of(results / "quickstart")["base"]["f1"] >= 0.30
     assert summary["trainable_parameters"] == 57_600
