@@ -47,23 +47,25 @@ class _InParts(torch.autograd.Function):
     ) -> Tensor:
         pairs = zip(hidden.split(rows), labels.split(rows), strict=True)
         found, gradients = zip(*(_with_gradients(model, *pair, of_logits) for pair in pairs), strict=True)
-        ctx.save_for_backward(torch.cat(gradients, dim=1))  # [k, n, hidden]
+        ctx.save_for_backward(*map(torch.cat, zip(*gradients, strict=True)))  # k of [n, hidden]
         return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (gradients,) = ctx.saved_tensors
         # The factors stay in fp32: rounded, those of a mean would all be wrong by the same ratio.
-        factors = grad.reshape(gradients.size(1), -1).t()[..., None] / _SCALE
-        return (factors * gradients).sum(0).to(gradients.dtype), None, None, None, None
+        factors = (grad.reshape(grad.size(0), -1, 1) / _SCALE).unbind(1)  # k of [n, 1]
+        first, *others = (factor * each for factor, each in zip(factors, ctx.saved_tensors, strict=True))
+        return sum(others, first).to(ctx.saved_tensors[0].dtype), None, None, None, None
 
 
-def _with_gradients(model: FrozenModel, hidden: Tensor, labels: Tensor, of_logits: OfLogits) -> tuple[Tensor, Tensor]:
-    """Return the values of some tokens, and _SCALE times the gradient of each of the k values, [k, m, hidden]."""
+def _with_gradients(
+    model: FrozenModel, hidden: Tensor, labels: Tensor, of_logits: OfLogits
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the values of some tokens, and _SCALE times the gradient of each of the k values, [m, hidden]."""
     with torch.enable_grad():
         hidden = hidden.detach().requires_grad_()
         found = of_logits(model.logits_of(hidden), labels)
         sums = [_SCALE * each for each in found.reshape(labels.numel(), -1).sum(0).unbind()]
     last = len(sums) - 1
     gradients = [torch.autograd.grad(each, hidden, retain_graph=place < last)[0] for place, each in enumerate(sums)]
-    return found.detach(), torch.stack(gradients)
+    return found.detach(), gradients

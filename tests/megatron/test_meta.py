@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nemo_launcher.requirements import is_at_least
 from nemo_launcher.training.loss import TrainingLoss
 from tests.meta import kernels_a_layer, recorded
 from tests.meta_models import ROWS, MetaModel, batch_of, choices, samples
@@ -24,8 +23,8 @@ MOST = {
     ("t5", False): (214, 248.5, 319),
     ("t5", True): (120, 154.5, 225),
 }
-LARGE_GB = (98.2, 71, 101.5 if is_at_least("torch", "2.7") else 101.6)
-"""Gigabytes of a step of the 1.7B shape, of the same methods."""
+LARGE_GB = (98.2, 71, 101.53)
+"""Gigabytes of a step of the 1.7B shape, of the same methods; 0.03 of them because logits are computed in parts."""
 COPIES = 14
 MOST_OF_A_STEP = {"llama": 49, "gpt3": 44, "t5": 60}
 """The kernels of one more layer in a step of generation."""
