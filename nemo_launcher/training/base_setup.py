@@ -40,9 +40,12 @@ def training_layout(
 
 
 def _hold_here(costs: RowCosts, base: Base, layout: Layout) -> bool:
-    """Return whether known costs of rows hold on this kind of device, perhaps measured on another machine."""
+    """Return whether known costs of rows hold on this kind of device, perhaps measured on another machine.
+
+    All ranks must call this and get the same answer.
+    """
     if costs.fitting_tokens is not None:
-        return fills_rows(base)
+        return all(fills for _, fills in ranks.gather_objects(fills_rows(base)))
     return not costs.is_calibrated or (base.device.type == "cpu" and costs.has(layout.choices[0].threads))
 
 

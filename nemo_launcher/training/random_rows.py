@@ -19,7 +19,8 @@ from nemo_launcher.training.step import run_side_by_side
 def random_row(base: Base, length: int, seed: int, *, sample_tokens: int, answer_tokens: int) -> Batch:
     """Return random samples in a row of `length` tokens, in main memory.
 
-    Samples are shorter than `sample_tokens` if the base has fewer positions: a GPU would not survive a wrong index.
+    Samples are shorter than `sample_tokens` if the base has fewer positions: an index out of range would end the
+    process's use of the GPU.
     """
     generator, tokens = torch.Generator().manual_seed(seed), min(base.tokenizer.vocab_size, base.shape.vocab_size)
     sample_tokens = min(sample_tokens, base.shape.max_position_embeddings or sample_tokens)

@@ -131,6 +131,9 @@ def test_a_resumed_training_uses_what_was_measured_only_where_it_would_measure(
             module.uses_flex = True
     assert base_setup._hold_here(kept, on_gpu, plain)
     assert not base_setup._hold_here(kept, base, plain)
+    with monkeypatch.context() as patch:
+        patch.setattr(base_setup.ranks, "gather_objects", lambda own: [("a", own), ("b", False)])
+        assert not base_setup._hold_here(kept, on_gpu, plain)  # all replicas must cut a batch alike
     for name in ("tensor_size", "pipeline_size"):
         with monkeypatch.context() as patch:
             patch.setattr(row_memory.parallel, name, lambda: 2)
